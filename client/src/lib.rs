@@ -1,0 +1,2 @@
+//! Client library for Carapace.
+#![forbid(unsafe_code)]

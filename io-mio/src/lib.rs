@@ -1,0 +1,1 @@
+//! Carapace daemons: the event loop and everything that is a system call.

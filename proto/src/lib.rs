@@ -1,0 +1,2 @@
+//! Carapace protocol core: pure state machines for server, agent and client.
+#![forbid(unsafe_code)]

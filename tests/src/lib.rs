@@ -1,0 +1,2 @@
+//! What is true of the whole: simulation, end-to-end, house rules.
+#![forbid(unsafe_code)]

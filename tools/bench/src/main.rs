@@ -1,0 +1,3 @@
+//! Benchmarks of the whole of Carapace.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,2 @@
+//! The operators tool for Carapace.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The operators tool for Carapace.
+#![forbid(unsafe_code)]
+fn main() {}
