@@ -1,0 +1,193 @@
+//! A record of the audit log: enough of it to choose by, and all of it to print.
+
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::output::{Output, Style, scrubbed};
+
+/// The fields that records are chosen by, unparsed: most records of a large file are passed over.
+#[derive(Deserialize)]
+struct Chosen<'a> {
+    #[serde(borrow)]
+    timestamp: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool: Option<&'a RawValue>,
+    #[serde(borrow)]
+    action_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    policy_result: Option<&'a RawValue>,
+    #[serde(borrow)]
+    client: Option<&'a RawValue>,
+}
+
+/// Which records are wanted.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    pub(super) tool: Option<String>,
+    pub(super) result: Option<String>,
+    pub(super) action: Option<String>,
+    pub(super) client: Option<String>,
+    pub(super) since: Option<SystemTime>,
+    pub(super) until: Option<SystemTime>,
+}
+
+/// What a filter says of a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Match {
+    /// Not wanted, and older than anything wanted.
+    Older,
+    /// Not wanted, and newer than anything wanted.
+    Newer,
+    /// Not wanted.
+    Other,
+    /// Wanted.
+    Wanted,
+}
+
+impl Filter {
+    pub(super) fn judge(&self, line: &[u8]) -> Match {
+        let Ok(line) = std::str::from_utf8(line) else { return Match::Other };
+        let texts = [&self.tool, &self.result, &self.action, &self.client];
+        // Cheaper to look for than to parse; but only parsing says that a record is older than all that are wanted.
+        let is_plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let is_absent = |text: &String| is_plain(text) && !line.contains(text.as_str());
+        if self.since.is_none() && texts.into_iter().flatten().any(is_absent) {
+            return Match::Other;
+        }
+        let Ok(chosen) = serde_json::from_str::<Chosen<'_>>(line) else { return Match::Other };
+        if self.since.is_some() || self.until.is_some() {
+            let Some(time) = chosen.timestamp.and_then(time) else { return Match::Other };
+            if self.since.is_some_and(|since| time < since) {
+                return Match::Older;
+            }
+            if self.until.is_some_and(|until| time > until) {
+                return Match::Newer;
+            }
+        }
+        let pairs = [
+            (&self.tool, chosen.tool),
+            (&self.result, chosen.policy_result),
+            (&self.action, chosen.action_type),
+            (&self.client, chosen.client),
+        ];
+        let is_wanted = pairs.into_iter().all(|(wanted, raw)| {
+            wanted.as_ref().is_none_or(|wanted| raw.is_some_and(|raw| says(raw, wanted)))
+        });
+        if is_wanted { Match::Wanted } else { Match::Other }
+    }
+}
+
+/// Whether a value is this text, or an object or list with it in it (`client` is `{"uid": 1000, ...}` or a name).
+fn says(raw: &RawValue, wanted: &str) -> bool {
+    let Ok(value) = serde_json::from_str::<Value>(raw.get()) else { return false };
+    match value {
+        Value::Object(fields) => fields.values().any(|field| plain(field) == wanted),
+        Value::Array(elements) => elements.iter().any(|element| plain(element) == wanted),
+        scalar @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
+            plain(&scalar) == wanted
+        }
+    }
+}
+
+fn time(raw: &RawValue) -> Option<SystemTime> {
+    let text: String = serde_json::from_str(raw.get()).ok()?;
+    humantime::parse_rfc3339(&text).ok()
+}
+
+/// When a line's record was written; `None` when it is none.
+pub(super) fn time_of(line: &[u8]) -> Option<SystemTime> {
+    serde_json::from_slice::<Chosen<'_>>(line).ok()?.timestamp.and_then(time)
+}
+
+/// A value as text: a string without its quotes, everything else as JSON.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A record as one line for people.
+pub(crate) fn rendered(line: &[u8], output: &Output) -> String {
+    let Ok(mut fields) = serde_json::from_slice::<Map<String, Value>>(line) else {
+        let text = String::from_utf8_lossy(line);
+        return output.paint(Style::Odd, &format!("not a record: {}", scrubbed(text.trim_end())));
+    };
+    let mut take = |name: &str| fields.remove(name).filter(|value| !value.is_null());
+    let mut text = |name: &str| take(name).map(|value| scrubbed(&plain(&value)));
+    let time = text("timestamp").unwrap_or_default();
+    let result = text("policy_result").unwrap_or_default();
+    let event = text("event").unwrap_or_default();
+    let tool = text("tool").unwrap_or_else(|| "-".to_owned());
+    let action = text("action_type").unwrap_or_else(|| "-".to_owned());
+    let (method, path) = (text("method"), text("path"));
+    let what: Vec<String> = [method, path].into_iter().flatten().collect();
+    let argv = take("argv").map(|argv| words(&argv));
+    let style = match result.as_str() {
+        "allow" => Style::Good,
+        "deny" | "blocked" => Style::Bad,
+        "rate_limited" => Style::Odd,
+        _ => Style::Plain,
+    };
+    let result = output.paint(style, &format!("{result:<5}"));
+    let head = format!("{} {result} {event:<8} {tool} {action}", output.paint(Style::Faint, &short(&time)));
+    let rest: Vec<String> = fields
+        .iter()
+        .filter(|(name, value)| !value.is_null() && !is_bookkeeping(name))
+        .map(|(name, value)| {
+            format!("{}{}", output.paint(Style::Faint, &format!("{name}=")), scrubbed(&plain(value)))
+        })
+        .collect();
+    let parts = [vec![head], what, argv.into_iter().collect(), rest].concat();
+    parts.join(" ")
+}
+
+/// Fields for machines: `--format json` has them.
+fn is_bookkeeping(name: &str) -> bool {
+    matches!(name, "hash" | "prev" | "prev_hash" | "seq" | "policy_version")
+}
+
+/// `2026-02-15T10:11:12.123456Z` without what a reader of the log of a day need not see.
+fn short(time: &str) -> String {
+    time.replacen('T', " ", 1).trim_end_matches('Z').to_owned()
+}
+
+/// Arguments so that a reader can tell them apart.
+fn words(argv: &Value) -> String {
+    let Some(words) = argv.as_array() else { return scrubbed(&plain(argv)) };
+    let quoted = words.iter().map(|word| {
+        let word = scrubbed(&plain(word));
+        let is_plain =
+            !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || "'\"\\$`".contains(c));
+        if is_plain { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Filter, Match};
+
+    const RECORD: &[u8] =
+        br#"{"timestamp":"2026-02-15T10:11:12.123456Z","tool":"signal-cli","action_type":"http",
+        "policy_result":"deny","client":{"uid":1000,"user":"claw"}}"#;
+
+    #[test]
+    fn filters_choose() {
+        let at = |text: &str| humantime::parse_rfc3339(text).ok();
+        let tool = |tool: &str| Filter { tool: Some(tool.into()), ..Filter::default() };
+        let client = |client: &str| Filter { client: Some(client.into()), ..Filter::default() };
+        assert_eq!(Filter::default().judge(RECORD), Match::Wanted);
+        assert_eq!(Filter::default().judge(b"torn"), Match::Other);
+        assert_eq!(tool("signal-cli").judge(RECORD), Match::Wanted);
+        assert_eq!(tool("signal").judge(RECORD), Match::Other);
+        assert_eq!(tool("op").judge(RECORD), Match::Other);
+        assert_eq!(client("1000").judge(RECORD), Match::Wanted);
+        assert_eq!(client("claw").judge(RECORD), Match::Wanted);
+        assert_eq!(client("uid").judge(RECORD), Match::Other);
+        let since = Filter { since: at("2026-02-15T10:11:13Z"), ..tool("op") };
+        assert_eq!(since.judge(RECORD), Match::Older);
+        let until = Filter { until: at("2026-02-15T10:11:12Z"), ..Filter::default() };
+        assert_eq!(until.judge(RECORD), Match::Newer);
+    }
+}
