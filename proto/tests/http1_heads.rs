@@ -1,4 +1,5 @@
 //! Heads of requests and responses: what is accepted, what is refused, and that pieces do not matter.
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "test helpers outside #[test] functions")]
 
 use carapace_proto::wire::http1::{
     HeadError, HeadLimits, HeadScanner, RequestFraming, RequestHead, ResponseFraming, ResponseHead, Version,
@@ -204,7 +205,7 @@ fn limits_hold_to_the_byte() {
     assert_eq!(accepted(&target(max)).target.len(), max);
     assert_eq!(request(&target(max + 1)).err(), Some(HeadError::TargetTooLong { max }));
     // Refused as soon as it is too long, not when it ends.
-    assert_eq!(request(&vec![b'a'; 33]).err(), Some(HeadError::MethodTooLong));
+    assert_eq!(request(&[b'a'; 33]).err(), Some(HeadError::MethodTooLong));
     let endless = [b"GET /".to_vec(), vec![b'a'; max + 100]].concat();
     assert_eq!(request(&endless).err(), Some(HeadError::TargetTooLong { max }));
     assert_eq!(HeadError::TargetTooLong { max }.status(), 414);
@@ -354,6 +355,8 @@ fn head_bytes(start: &'static [&'static [u8]]) -> impl Strategy<Value = Vec<u8>>
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
     #[test]
     fn request_pieces_do_not_matter(
         bytes in head_bytes(&[b"GET / HTTP/1.1\r\nHost: h\r\n", b"GET / HTTP/1.1\r\n", b"GET /", b"\r\n", b""]),

@@ -1,4 +1,5 @@
 //! Event streams: a conforming parser must see in the output exactly what it sees in the input.
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "test helpers outside #[test] functions")]
 
 use carapace_proto::wire::sse::{EventParser, EventTooLong, EventView, Keep, cut_between_events, events};
 use proptest::prelude::*;
@@ -184,14 +185,14 @@ proptest! {
 
     #[test]
     fn a_filter_takes_events_and_nothing_else(bytes in stream(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8)) {
-        let short = |event: &EventView<'_>| if event.data().len() % 2 == 0 { Keep::Yes } else { Keep::No };
+        let short = |event: &EventView<'_>| if event.data().len().is_multiple_of(2) { Keep::Yes } else { Keep::No };
         let (out, _) = run(&[&bytes], usize::MAX / 2, short);
         prop_assert_eq!(&run(&cut(&bytes, &cuts), usize::MAX / 2, short).0, &out);
         let mut expected = reference(&bytes);
         // Lengths are counted in bytes, before replacement characters come in.
         let all_lengths: Vec<usize> = events(&whole(&bytes)).map(|event| event.data().len()).collect();
         let mut lengths = all_lengths.iter();
-        expected.events.retain(|_| lengths.next().is_some_and(|len| len % 2 == 0));
+        expected.events.retain(|_| lengths.next().is_some_and(|len| len.is_multiple_of(2)));
         prop_assert_eq!(reference(&out), expected);
         prop_assert_eq!(comments(&out), comments(&bytes));
     }
