@@ -1,4 +1,6 @@
-//! The operator's tool for Carapace, and the stand-in upstream that the demo and the tests share.
+//! The operator's tool for Carapace, and what it shares with the tests and the benchmarks: a stand-in upstream, and the
+//! starting and stopping of daemons in a folder of their own.
 #![forbid(unsafe_code)]
 
+pub mod rig;
 pub mod upstream;

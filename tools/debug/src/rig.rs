@@ -1,0 +1,9 @@
+//! Daemons started for a while: found, built where they are missing, run in a temporary folder, stopped.
+
+mod binaries;
+mod daemon;
+mod folder;
+
+pub use self::binaries::{Binaries, MissingBinaries};
+pub use self::daemon::{Daemon, Launch, StartError};
+pub use self::folder::Folder;
