@@ -11,7 +11,7 @@
 //! A conforming parser sees in the output exactly the events, ids and reconnection times of the input. Text is
 //! passed as bytes, valid UTF-8 or not: lines are told apart by ASCII alone, which decoding leaves in place.
 //!
-//! Output that is already canonical, as most is, comes out unchanged and is copied in runs.
+//! What arrives in canonical form, as most does, comes out unchanged and is copied in runs.
 
 use std::borrow::Cow;
 
@@ -55,8 +55,8 @@ impl std::error::Error for EventTooLong {}
 
 /// Turns an event stream into canonical form, however it is cut into pieces.
 ///
-/// Holds the lines of the event that has begun and not ended, at most `max_event_bytes` of them, and nothing
-/// between events.
+/// Holds the lines of the event that has begun and not ended, at most `max_event_bytes` (and a line end), and
+/// nothing between events.
 #[derive(Clone, Debug)]
 pub struct EventParser {
     max_event_bytes: usize,

@@ -111,6 +111,11 @@ pub fn parse_response_from<'a>(
         known.note(header.name, header.value)?;
     }
     let declared = known.framing(version)?;
+    let is_empty = matches!(declared, RequestFraming::None | RequestFraming::Length(0));
+    // An interim answer with a body would have that body read as the answer (RFC 9110, section 8.6).
+    if status < 200 && !is_empty {
+        return Err(HeadError::ConflictingFraming);
+    }
     let framing = match declared {
         RequestFraming::None | RequestFraming::Length(_) | RequestFraming::Chunked
             if request_method == "HEAD" || matches!(status, 100..=199 | 204 | 304) =>
@@ -135,7 +140,8 @@ pub fn parse_response_from<'a>(
         version,
         framing,
         length,
-        keep_alive: persists && framing != ResponseFraming::UntilClose,
+        // After a 204 that announces a body, one may well follow: the next answer could not be told from it.
+        keep_alive: persists && framing != ResponseFraming::UntilClose && (status != 204 || is_empty),
         content_type: known.content_type,
         fields: Fields::new(parsed.headers),
     }))

@@ -62,9 +62,11 @@ impl HeadScanner {
             // A line is judged by what stands within the limits only, so that the verdict does not depend on
             // how much happened to arrive at once.
             let line_max = match (kind, self.lines) {
-                (Kind::Request, 0) => head_max.min(
-                    start.saturating_add(limits.target_bytes_max + METHOD_BYTES_MAX + REQUEST_LINE_REST),
-                ),
+                (Kind::Request, 0) => {
+                    let line_max =
+                        limits.target_bytes_max.saturating_add(METHOD_BYTES_MAX + REQUEST_LINE_REST);
+                    head_max.min(start.saturating_add(line_max))
+                }
                 (Kind::Request | Kind::Response, _) => head_max,
             };
             let window = bytes.get(..line_max.min(bytes.len())).unwrap_or_default();

@@ -51,7 +51,9 @@ impl std::error::Error for TargetError {}
 /// judges is, byte for byte, the path that the upstream gets. `is_own_host` is asked about the authority of an
 /// absolute form (RFC 9112, section 3.2.2).
 pub fn parse_target(target: &str, is_own_host: impl Fn(&str) -> bool) -> Result<&str, TargetError> {
-    if target.bytes().any(|byte| !matches!(byte, 0x21..=0x7e) || matches!(byte, b'\\' | b'#')) {
+    // One pass without a branch, so that it is vectorised.
+    let is_good = |byte| matches!(byte, 0x21..=0x7e) & (byte != b'\\') & (byte != b'#');
+    if !target.bytes().fold(true, |good, byte| good & is_good(byte)) {
         return Err(TargetError::Byte);
     }
     let origin = if target.starts_with('/') { target } else { reduce_absolute(target, is_own_host)? };

@@ -154,8 +154,8 @@ pub fn write_answer(out: &mut Vec<u8>, answer: &Answer<'_>) -> Result<(), WriteE
     Ok(())
 }
 
-/// Appends the line before a chunk's data; CRLF follows the data. An empty chunk would end the body: none is
-/// written for it.
+/// Appends the line before a chunk's data (RFC 9112, section 7.1); CRLF follows the data. An empty chunk would
+/// end the body: nothing is written for it.
 pub fn write_chunk_header(out: &mut Vec<u8>, bytes: usize) {
     debug_assert!(bytes > 0, "an empty chunk ends the body");
     let mut digits = [0_u8; 16];
@@ -172,6 +172,15 @@ pub fn write_chunk_header(out: &mut Vec<u8>, bytes: usize) {
     }
     if bytes > 0 {
         out.extend_from_slice(digits.get(digits.len() - len..).unwrap_or_default());
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Appends one chunk, data and all; nothing for empty data.
+pub fn write_chunk(out: &mut Vec<u8>, data: &[u8]) {
+    if !data.is_empty() {
+        write_chunk_header(out, data.len());
+        out.extend_from_slice(data);
         out.extend_from_slice(b"\r\n");
     }
 }
