@@ -1,7 +1,7 @@
 //! Bodies: what of the bytes received is content, and where the next message begins.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "test helpers outside #[test] functions")]
 
-use carapace_proto::wire::http1::{BodyDecoder, BodyError, LAST_CHUNK, write_chunk_header};
+use carapace_proto::wire::http1::{BodyDecoder, BodyError, LAST_CHUNK, write_chunk};
 use proptest::prelude::*;
 
 /// All content, whether the body ended, and how much of the input it was.
@@ -140,9 +140,7 @@ proptest! {
     ) {
         let mut bytes = Vec::new();
         for part in &parts {
-            write_chunk_header(&mut bytes, part.len());
-            bytes.extend_from_slice(part);
-            bytes.extend_from_slice(b"\r\n");
+            write_chunk(&mut bytes, part);
         }
         bytes.extend_from_slice(LAST_CHUNK);
         let len = bytes.len();

@@ -258,6 +258,8 @@ fn a_response_is_read() {
     assert_eq!(framing("HEAD", "200 OK\r\nContent-Length: 7"), (ResponseFraming::None, true));
     assert_eq!(framing("HEAD", "200 OK\r\nTransfer-Encoding: chunked"), (ResponseFraming::None, true));
     assert_eq!(framing("GET", "204 No Content"), (ResponseFraming::None, true));
+    assert_eq!(framing("GET", "204 No Content\r\nContent-Length: 0"), (ResponseFraming::None, true));
+    assert_eq!(framing("GET", "204 No Content\r\nContent-Length: 7"), (ResponseFraming::None, false));
     assert_eq!(framing("GET", "304 Not Modified\r\nContent-Length: 7"), (ResponseFraming::None, true));
     assert_eq!(framing("GET", "100 Continue"), (ResponseFraming::None, true));
     let old = b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\nConnection: Keep-Alive\r\n\r\n";
@@ -283,6 +285,8 @@ fn what_is_no_response() {
         (b"HTTP/1.1 099 x\r\n\r\n".to_vec(), HeadError::Status),
         (b"HTTP/1.1 600 x\r\n\r\n".to_vec(), HeadError::Status),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec(), HeadError::Status),
+        (b"HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\n".to_vec(), HeadError::ConflictingFraming),
+        (b"HTTP/1.1 103 x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(), HeadError::ConflictingFraming),
         (b"HTTP/1.1 20 OK\r\n\r\n".to_vec(), HeadError::StartLine),
         (b"HTTP/1.1 2000 OK\r\n\r\n".to_vec(), HeadError::StartLine),
         (b"HTTP/2.0 200 OK\r\n\r\n".to_vec(), HeadError::Version),

@@ -21,7 +21,7 @@ pub use response::{ResponseFraming, ResponseHead, parse_response, parse_response
 pub use scan::HeadScanner;
 pub use target::{TargetError, host_is_allowed, parse_target};
 pub use write::{
-    Answer, CONTINUE, Framing, LAST_CHUNK, ResponseMeta, WriteError, reason, write_answer,
+    Answer, CONTINUE, Framing, LAST_CHUNK, ResponseMeta, WriteError, reason, write_answer, write_chunk,
     write_chunk_header, write_request_head, write_response_head,
 };
 

@@ -110,7 +110,10 @@ pub fn write_response_head<'f>(
         for (name, value) in fields {
             write_field(out, name, value)?;
         }
-        write_framing(out, meta.framing);
+        // RFC 9112, sections 6.1 and 6.2: these must not announce a body.
+        if !matches!(meta.status, 100..=199 | 204) {
+            write_framing(out, meta.framing);
+        }
         if !meta.keep_alive || meta.framing == Framing::UntilClose {
             out.extend_from_slice(b"Connection: close\r\n");
         }
