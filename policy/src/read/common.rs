@@ -1,0 +1,262 @@
+//! What both kinds of tool have, and what several places need.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fields::{Fields, Reader};
+use super::yaml::{Node, Text, Yaml};
+use crate::glob::{Glob, GlobError};
+use crate::limits::RateLimit;
+use crate::policy::{REDACTABLE_BYTES_MIN, check_value};
+use crate::problem::Position;
+use crate::redact::ArgRedaction;
+use crate::secret::{Secret, SecretId, SecretPlace, SecretSource, Vault};
+use crate::tool::{AuditRules, Pattern};
+use crate::verdict::Rule;
+
+/// The longest time any key may name: a week. Longer is a mistake in the unit.
+pub(super) const SECS_MAX: u64 = 7 * 24 * 3600;
+
+/// The tool being read.
+pub(super) struct Context {
+    pub(super) tool: Arc<str>,
+    pub(super) line: u32,
+}
+
+impl Context {
+    /// A rule of this tool, by its path in the file.
+    pub(super) fn rule(&self, path: &str, line: u32) -> Rule {
+        Rule::new(format!("{}: {path}", self.tool), line)
+    }
+}
+
+/// What both kinds of tool have.
+pub(super) struct Common {
+    pub(super) audit: AuditRules,
+    pub(super) timeout: Duration,
+    pub(super) max_concurrent: usize,
+    pub(super) rate_limit: Option<(RateLimit, Rule)>,
+    pub(super) redact_output: bool,
+}
+
+impl Common {
+    pub(super) fn read(fields: &mut Fields<'_, '_>, context: &Context, timeout_secs: u64) -> Self {
+        let timeout = fields.number("timeout_secs", 1, SECS_MAX).unwrap_or(timeout_secs);
+        let max_concurrent = fields.number("max_concurrent", 1, 65_536).unwrap_or(16);
+        Self {
+            timeout: Duration::from_secs(timeout),
+            max_concurrent: usize::try_from(max_concurrent).unwrap_or(16),
+            rate_limit: rate_limit(fields, context),
+            redact_output: fields.bool("redact_output").unwrap_or(true),
+            audit: audit(fields),
+        }
+    }
+}
+
+fn rate_limit(fields: &mut Fields<'_, '_>, context: &Context) -> Option<(RateLimit, Rule)> {
+    let mut limit = fields.fields("rate_limit")?;
+    let (at, max, window) =
+        (limit.at, limit.number("max_requests", 1, 1_000_000_000), limit.number("window_secs", 1, SECS_MAX));
+    let per = limit.text("per");
+    let per_client = match per.as_ref().map(|per| per.text.as_str()) {
+        None | Some("tool") => false,
+        Some("client") => true,
+        Some(_) => {
+            let at = per.map_or(at, |per| per.at);
+            limit.reader().error(at, "`per` is `tool` or `client`");
+            false
+        }
+    };
+    if max.is_none() || window.is_none() {
+        limit.reader().error(at, "a rate limit needs `max_requests` and `window_secs`");
+    }
+    limit.finish();
+    let limit = RateLimit { max_requests: max?, window_us: window? * 1_000_000, per_client };
+    Some((limit, context.rule("rate_limit", at.line)))
+}
+
+fn audit(fields: &mut Fields<'_, '_>) -> AuditRules {
+    let mut rules = AuditRules { enabled: true, log_argv: true, log_body: false, redact: Vec::new() };
+    let Some(mut audit) = fields.fields("audit") else { return rules };
+    rules.enabled = audit.bool("enabled").unwrap_or(true);
+    rules.log_argv = audit.bool("log_argv").unwrap_or(true);
+    rules.log_body = audit.bool("log_body").unwrap_or(false);
+    for pattern in audit.texts("redact_patterns") {
+        match ArgRedaction::new(&pattern.text) {
+            Ok(redaction) => rules.redact.push(redaction),
+            Err(error) => bad_pattern(audit.reader(), &pattern, &error),
+        }
+    }
+    audit.finish();
+    rules
+}
+
+pub(super) fn bad_pattern(reader: &Reader<'_>, pattern: &Text, error: &GlobError) {
+    reader.error(pattern.at, format!("pattern `{}` {error}", pattern.text));
+}
+
+/// A list of patterns under a key, each with its rule `path[n]`.
+pub(super) fn patterns<G>(
+    fields: &mut Fields<'_, '_>,
+    context: &Context,
+    key: &'static str,
+    path: &str,
+    compile: impl Fn(&str) -> Result<G, GlobError>,
+) -> Vec<Pattern<G>> {
+    let mut patterns = Vec::new();
+    for (i, text) in fields.texts(key).into_iter().enumerate() {
+        match compile(&text.text) {
+            Ok(glob) => {
+                let rule = context.rule(&format!("{path}{key}[{i}]"), text.at.line);
+                patterns.push(Pattern { glob, rule });
+            }
+            Err(error) => bad_pattern(fields.reader(), &text, &error),
+        }
+    }
+    patterns
+}
+
+/// A list of globs that are no rules.
+pub(super) fn globs(fields: &mut Fields<'_, '_>, key: &'static str) -> Vec<Glob> {
+    let texts = fields.texts(key);
+    let reader = fields.reader();
+    let compile = |text: Text| Glob::new(&text.text).map_err(|error| bad_pattern(reader, &text, &error)).ok();
+    texts.into_iter().filter_map(compile).collect()
+}
+
+/// An absolute path without `.` and `..`.
+pub(super) fn absolute_path(reader: &Reader<'_>, path: &Text) -> bool {
+    let is_good = path.text.starts_with('/')
+        && !path.text.contains('\0')
+        && !path.text.split('/').any(|part| matches!(part, "." | ".."));
+    if !is_good {
+        reader.error(path.at, "expected an absolute path without `.` and `..`");
+    }
+    is_good
+}
+
+/// Gathers the secrets of all tools.
+pub(super) struct Secrets<'r, 'a> {
+    reader: &'r Reader<'a>,
+    sources: Vec<SecretSource>,
+    vault: Vault,
+}
+
+impl<'r, 'a> Secrets<'r, 'a> {
+    pub(super) fn new(reader: &'r Reader<'a>) -> Self {
+        Self { reader, sources: Vec::new(), vault: Vault::default() }
+    }
+
+    pub(super) fn finish(self) -> (Vec<SecretSource>, Vault) {
+        (self.sources, self.vault)
+    }
+
+    /// One injected value: text, or where it is found and what stands before it.
+    pub(super) fn read(
+        &mut self,
+        context: &Context,
+        name: &Text,
+        node: Node,
+        is_header: bool,
+    ) -> Option<SecretId> {
+        let at = node.at;
+        let id = self.vault.reserve();
+        let (place, prefix) = match node.value {
+            Yaml::Text(literal) => {
+                self.literal(id, name, at, "", &literal, is_header);
+                return Some(id);
+            }
+            Yaml::Map(_) => self.place(node, name, id, is_header)?,
+            Yaml::Bool(_) | Yaml::Int(_) | Yaml::List(_) | Yaml::Null | Yaml::Odd => {
+                let wanted = "expected text in quotes, or one of file, env, credential, command";
+                self.reader.error(at, format!("`{}`: {wanted}", name.text));
+                return None;
+            }
+        };
+        if let Some(place) = place {
+            self.sources.push(SecretSource {
+                id,
+                tool: context.tool.clone(),
+                name: name.text.as_str().into(),
+                place,
+                prefix: prefix.as_str().into(),
+                problem: self.reader.place(at),
+            });
+        }
+        Some(id)
+    }
+
+    fn literal(
+        &mut self,
+        id: SecretId,
+        name: &Text,
+        at: Position,
+        prefix: &str,
+        literal: &str,
+        is_header: bool,
+    ) {
+        if let Err(what) = check_value(literal.as_bytes(), is_header) {
+            self.reader.error(at, format!("the value of `{}` {what}", name.text));
+        }
+        if literal.len() < REDACTABLE_BYTES_MIN {
+            let what = "is shorter than 8 bytes and will not be removed from what the tool prints";
+            self.reader.warn(at, format!("the value of `{}` {what}", name.text));
+        }
+        self.vault.put(id, prefix, Secret::new(literal.as_bytes()));
+    }
+
+    /// The place a mapping names; no place where it held a literal.
+    fn place(
+        &mut self,
+        node: Node,
+        name: &Text,
+        id: SecretId,
+        is_header: bool,
+    ) -> Option<(Option<SecretPlace>, String)> {
+        let at = node.at;
+        let mut fields = self.reader.fields(node);
+        let prefix = fields.text("prefix").map(|prefix| prefix.text).unwrap_or_default();
+        if check_value(prefix.as_bytes(), is_header).is_err() && !prefix.is_empty() {
+            self.reader.error(at, format!("the prefix of `{}` cannot stand there", name.text));
+        }
+        let mut places = Vec::new();
+        if let Some(path) = fields.text("file")
+            && absolute_path(self.reader, &path)
+        {
+            places.push(Some(SecretPlace::File(path.text)));
+        }
+        places.extend(fields.text("env").map(|env| Some(SecretPlace::Env(env.text))));
+        if let Some(credential) = fields.text("credential") {
+            if credential.text.contains('/') || matches!(credential.text.as_str(), "" | "." | "..") {
+                self.reader.error(credential.at, "a credential's name holds no `/`");
+            }
+            places.push(Some(SecretPlace::Credential(credential.text)));
+        }
+        let cache_secs = fields.number("cache_secs", 0, SECS_MAX);
+        if let Some((at, node)) = fields.take("command") {
+            let argv = self.reader.texts(node);
+            match argv.first() {
+                Some(program) => {
+                    absolute_path(self.reader, program);
+                }
+                None => self.reader.error(at, "expected a program and its arguments"),
+            }
+            let argv = argv.into_iter().map(|arg| arg.text).collect();
+            places.push(Some(SecretPlace::Command { argv, cache_secs: cache_secs.unwrap_or(300) }));
+        } else if cache_secs.is_some() {
+            self.reader.error(at, "`cache_secs` belongs to `command`");
+        }
+        if let Some(literal) = fields.text("literal") {
+            self.literal(id, name, at, &prefix, &literal.text, is_header);
+            places.push(None);
+        }
+        fields.finish();
+        if places.len() != 1 {
+            self.reader.error(
+                at,
+                format!("`{}` needs exactly one of literal, file, env, credential, command", name.text),
+            );
+        }
+        places.pop().map(|place| (place, prefix))
+    }
+}

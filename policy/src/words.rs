@@ -1,0 +1,230 @@
+//! Patterns over an argument vector, word by word.
+//!
+//! Each word of a pattern meets exactly one argument, so an argument with a space in it can never pose as two. An allow
+//! pattern must describe the whole vector; a deny pattern looks for its words anywhere, in order.
+
+use crate::glob::{Glob, GlobError};
+
+/// An allow pattern.
+#[derive(Clone, Debug)]
+pub(crate) struct AllowWords(Vec<Word>);
+
+#[derive(Clone, Debug)]
+enum Word {
+    /// One argument.
+    One(Glob),
+    /// `**`: any number of arguments.
+    Rest,
+}
+
+impl AllowWords {
+    pub(crate) fn new(pattern: &str) -> Result<Self, GlobError> {
+        let words = split(pattern);
+        if words.len() == 1 && pattern.trim() == "*" {
+            return Ok(Self(vec![Word::Rest]));
+        }
+        let compile = |word: &String| Ok(if word == "**" { Word::Rest } else { Word::One(Glob::new(word)?) });
+        words.iter().map(compile).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether the pattern describes the whole of `argv`.
+    pub(crate) fn matches(&self, argv: &[&[u8]]) -> bool {
+        let (mut at, mut from) = (0, 0);
+        let mut retry = None;
+        loop {
+            match (self.0.get(at), argv.get(from)) {
+                (None, None) => return true,
+                (Some(Word::Rest), _) => {
+                    at += 1;
+                    retry = Some((at, from));
+                    continue;
+                }
+                (Some(Word::One(glob)), Some(arg)) if glob.matches(arg) => {
+                    (at, from) = (at + 1, from + 1);
+                    continue;
+                }
+                (Some(Word::One(_)) | None, _) => {}
+            }
+            let Some((word, start)) = retry else { return false };
+            if start >= argv.len() {
+                return false;
+            }
+            (at, from) = (word, start + 1);
+            retry = Some((at, from));
+        }
+    }
+}
+
+/// A deny pattern: over-approximates, because what it misses runs.
+#[derive(Clone, Debug)]
+pub(crate) struct DenyWords {
+    /// Each is the pattern in another spelling; one is enough.
+    spellings: Vec<Vec<DenyWord>>,
+}
+
+#[derive(Clone, Debug)]
+struct DenyWord {
+    glob: Glob,
+    /// `--name`, where the word is exactly that.
+    long: Option<Vec<u8>>,
+    /// `x`, where the word is exactly `-x`.
+    short: Option<u8>,
+}
+
+impl DenyWords {
+    /// # Errors
+    /// As [`Glob::new`]. A pattern without words gives `None`: it would deny everything or nothing.
+    pub(crate) fn new(pattern: &str) -> Result<Option<Self>, GlobError> {
+        let mut words = split(pattern);
+        if words.is_empty() {
+            return Ok(None);
+        }
+        words.retain(|word| word != "*" && word != "**");
+        let mut spellings =
+            vec![words.iter().map(|word| DenyWord::new(word)).collect::<Result<Vec<_>, _>>()?];
+        // `--flag=value` may also arrive as two arguments.
+        let mut apart = Vec::new();
+        for word in &words {
+            match word.split_once('=').filter(|(name, _)| name.starts_with('-')) {
+                Some((name, "" | "*" | "**")) => apart.push(DenyWord::new(name)?),
+                Some((name, value)) => apart.extend([DenyWord::new(name)?, DenyWord::new(value)?]),
+                None => apart.push(DenyWord::new(word)?),
+            }
+        }
+        spellings.push(apart);
+        Ok(Some(Self { spellings }))
+    }
+
+    /// Whether the words meet some of the arguments, in order.
+    pub(crate) fn matches(&self, argv: &[&[u8]]) -> bool {
+        self.spellings.iter().any(|words| is_subsequence(words, argv))
+    }
+}
+
+impl DenyWord {
+    fn new(word: &str) -> Result<Self, GlobError> {
+        let glob = Glob::new(word)?;
+        let literal = glob.as_literal().map(<[u8]>::to_vec);
+        let long =
+            literal.clone().filter(|name| name.starts_with(b"--") && name.len() > 2 && !name.contains(&b'='));
+        let short = match literal.as_deref() {
+            Some([b'-', letter]) if *letter != b'-' => Some(*letter),
+            _ => None,
+        };
+        Ok(Self { glob, long, short })
+    }
+
+    fn matches(&self, arg: &[u8]) -> bool {
+        let name = flag_name(arg);
+        if self.glob.matches(arg) || name.is_some_and(|name| self.glob.matches(name)) {
+            return true;
+        }
+        // getopt takes any unambiguous beginning of a long flag for the flag.
+        let name = name.unwrap_or(arg);
+        if self.long.as_ref().is_some_and(|long| name.len() >= 5 && long.starts_with(name)) {
+            return true;
+        }
+        // `-x` may hide in `-vx`.
+        match (self.short, arg) {
+            (Some(letter), [b'-', letters @ ..]) if letters.first() != Some(&b'-') => {
+                letters.contains(&letter)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The part of `-name=value` or `--name=value` before the `=`.
+fn flag_name(arg: &[u8]) -> Option<&[u8]> {
+    if arg.first() != Some(&b'-') {
+        return None;
+    }
+    memchr::memchr(b'=', arg).and_then(|at| arg.get(..at))
+}
+
+/// Meets each word at the earliest place left, which finds a way whenever there is one. The value of `--flag=value` is a
+/// place of its own behind its flag.
+fn is_subsequence(words: &[DenyWord], argv: &[&[u8]]) -> bool {
+    let mut words = words.iter().peekable();
+    for arg in argv {
+        if words.next_if(|word| word.matches(arg)).is_none() && flag_name(arg).is_none() {
+            continue;
+        }
+        if let Some(name) = flag_name(arg) {
+            let value = arg.get(name.len() + 1..).unwrap_or_default();
+            words.next_if(|word| word.matches(value));
+        }
+    }
+    words.peek().is_none()
+}
+
+/// Splits at white space that no `\` precedes. The escapes stay, for the glob to read.
+fn split(pattern: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut chars = pattern.chars();
+    while let Some(c) = chars.next() {
+        if c.is_ascii_whitespace() {
+            words.push(String::new());
+            continue;
+        }
+        if let Some(word) = words.last_mut() {
+            word.push(c);
+            if c == '\\' {
+                word.extend(chars.next());
+            }
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argv(args: &str) -> Vec<&[u8]> {
+        args.split('|').filter(|arg| !arg.is_empty()).map(str::as_bytes).collect()
+    }
+
+    fn allows(pattern: &str, args: &str) -> bool {
+        AllowWords::new(pattern).unwrap().matches(&argv(args))
+    }
+
+    fn denies(pattern: &str, args: &str) -> bool {
+        DenyWords::new(pattern).unwrap().unwrap().matches(&argv(args))
+    }
+
+    #[test]
+    fn one_word_is_one_argument() {
+        assert!(allows("item get *", "item|get|x y; rm -rf /"));
+        assert!(!allows("item get *", "item|get") && !allows("item get *", "item|get|a|b"));
+        assert!(!allows("item get *", "item get|x|y"));
+        assert!(allows("item list **", "item|list") && allows("item list **", "item|list|--a|b"));
+        assert!(allows("a ** z", "a|b|z|z") && !allows("a ** z", "a|b"));
+        assert!(allows("--version", "--version") && !allows("--version", ""));
+        assert!(allows("*", "") && allows("*", "a|b") && allows("**", "") && allows("", ""));
+        assert!(!allows("", "a"));
+        assert!(allows(r"say a\ b", "say|a b"));
+        assert!(AllowWords::new("get *").unwrap().matches(&[b"get", b""]));
+    }
+
+    #[test]
+    fn deny_looks_anywhere_in_order() {
+        assert!(denies("item delete", "item|--vault|x|delete|y"));
+        assert!(!denies("item delete", "delete|item"));
+        assert!(denies("--reveal", "item|get|x|--reveal"));
+        assert!(denies("--reveal", "--reveal=yes") && denies("--reveal", "--rev"));
+        assert!(denies("--reveal", "--rev=yes") && !denies("--reveal", "--re"));
+        assert!(!denies("--reveal", "--revealed"));
+        assert!(denies("*", "") && denies("**", "a") && denies("item * delete", "item|delete"));
+        assert!(DenyWords::new(" ").unwrap().is_none());
+    }
+
+    #[test]
+    fn deny_knows_both_spellings_of_a_flag() {
+        assert!(denies("--method=DELETE", "--method=DELETE") && denies("--method=DELETE", "--method|DELETE"));
+        assert!(denies("--method DELETE", "--method=DELETE") && denies("--method DELETE", "--meth=DELETE"));
+        assert!(!denies("--method=DELETE", "--method|GET"));
+        assert!(denies("--session=*", "--session|abc") && denies("-f", "push|-uf") && !denies("-f", "--for"));
+    }
+}
