@@ -100,8 +100,8 @@ pub const POOL_IDLE_MAX: usize = 32;
 pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What may wait to be written to an upstream or a job's stdin before its source is paused.
 pub const FEED_BYTES_HIGH: usize = 256 * 1024;
-/// A response head of an upstream.
-pub const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// A response head of an upstream: what fits into one frame.
+pub const RESPONSE_HEAD_BYTES_MAX: usize = 60 * 1024;
 /// How long a call waits for a slot of `max_concurrent`.
 pub const SLOT_WAIT: Duration = Duration::from_secs(5);
 /// A grandchild that keeps a job's output open after the job has ended delays its end by no more than this.

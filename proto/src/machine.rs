@@ -227,17 +227,13 @@ pub enum Input<'a> {
         /// Why.
         error: StartError,
     },
-    /// A job's process has ended and been reaped. Its outputs may still hold bytes.
+    /// A job's process has ended. Its outputs may still hold bytes. It stays a zombie until [`Output::Forget`], so that
+    /// no other process group can be meant when the job's is signalled.
     Exited {
         /// The job.
         job: JobId,
         /// How it ended.
         status: ExitStatus,
-    },
-    /// A job's process group is empty, and nothing of it is left to signal.
-    Reaped {
-        /// The job.
-        job: JobId,
     },
     /// The policy was read anew.
     Reload {
@@ -301,7 +297,8 @@ pub enum Output {
         /// Signal number.
         signal: u8,
     },
-    /// Close what is left of a job's outputs and forget it: its id is gone. Only after [`Input::Exited`].
+    /// Reap a job's process, close what is left of its pipes and forget it: its id is gone. Only after
+    /// [`Input::Exited`].
     Forget(JobId),
     /// Everything is finished after [`Input::Drain`]: the driver may end.
     Drained,
