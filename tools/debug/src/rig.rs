@@ -3,7 +3,11 @@
 mod binaries;
 mod daemon;
 mod folder;
+mod interrupt;
+mod pair;
 
 pub use self::binaries::{Binaries, MissingBinaries};
 pub use self::daemon::{Daemon, Launch, StartError};
 pub use self::folder::Folder;
+pub use self::interrupt::{interruptible, spawn};
+pub use self::pair::Pair;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -15,12 +15,17 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
+use super::interrupt;
+
 /// Lines of a daemon's log that are kept; older ones are forgotten.
 const LOG_LINES_KEPT: usize = 10_000;
 /// How long a daemon may take to say that it listens.
 const READY_WITHIN: Duration = Duration::from_secs(10);
 /// How long a dropped daemon may take to end by itself.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+const ENDED: &str = "ended before it listened:";
+const NOT_IN_TIME: &str = "did not listen in time:";
 
 /// A command line: run by [`Daemon::start`], and printed by people who want to run it by hand.
 #[derive(Debug, Clone)]
@@ -167,6 +172,20 @@ impl Log {
         self.state().is_closed = true;
         self.grown.notify_all();
     }
+
+    fn wait_for_listeners(&self, others: usize) -> Result<SocketAddr, &'static str> {
+        let tcp = |state: &LogState| state.listeners.iter().find_map(|listener| listener.parse().ok());
+        let is_waiting = |state: &mut LogState| {
+            !state.is_closed && (tcp(state).is_none() || state.listeners.len() <= others)
+        };
+        let waited = self.grown.wait_timeout_while(self.state(), READY_WITHIN, is_waiting);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match tcp(&state) {
+            Some(addr) if state.listeners.len() > others => Ok(addr),
+            _ if state.is_closed => Err(ENDED),
+            _ => Err(NOT_IN_TIME),
+        }
+    }
 }
 
 /// What follows `listening on` in a line of a log.
@@ -181,28 +200,52 @@ impl Daemon {
     /// # Errors
     /// When it cannot be run, ends, or does not listen within ten seconds.
     pub fn start(launch: &Launch, others: usize) -> Result<Self, StartError> {
-        let program =
-            Path::new(&launch.program).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::start_and(launch, |log| log.wait_for_listeners(others))
+    }
+
+    /// Starts a program that does not say when it listens, and waits until it does at `addr`.
+    ///
+    /// # Errors
+    /// When it cannot be run, ends, or does not listen within ten seconds.
+    pub fn start_at(launch: &Launch, addr: SocketAddr) -> Result<Self, StartError> {
+        Self::start_and(launch, |log| {
+            let deadline = Instant::now() + READY_WITHIN;
+            while Instant::now() < deadline && !log.state().is_closed {
+                if TcpStream::connect(addr).is_ok() {
+                    return Ok(addr);
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(if log.state().is_closed { ENDED } else { NOT_IN_TIME })
+        })
+    }
+
+    fn start_and(
+        launch: &Launch,
+        ready: impl FnOnce(&Log) -> Result<SocketAddr, &'static str>,
+    ) -> Result<Self, StartError> {
+        let program = Path::new(&launch.program).file_name().unwrap_or_default();
+        let program = program.to_string_lossy().into_owned();
         let mut command = launch.command();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let failed = |error| StartError::NotRun { program: program.clone(), error };
-        let mut child = command.spawn().map_err(failed)?;
+        let mut child = interrupt::spawn(&mut command).map_err(failed)?;
+        interrupt::add_group(child.id());
         let log = Arc::new(Log::default());
         if let Some(stderr) = child.stderr.take() {
             let log = Arc::clone(&log);
             thread::spawn(move || log.read(stderr));
         }
-        match wait_for_listeners(&log, others) {
-            Ok(addr) => Ok(Self { child, log, addr }),
+        let mut daemon = Self { child, log, addr: SocketAddr::from(([0; 4], 0)) };
+        match ready(&daemon.log) {
+            Ok(addr) => daemon.addr = addr,
             Err(why) => {
-                // It may have ended already.
-                let _ = child.kill();
-                let _ = child.wait();
-                let lines = &log.state().lines;
+                let lines = daemon.log();
                 let log = lines.iter().skip(lines.len().saturating_sub(12)).cloned().collect();
-                Err(StartError::NotReady { program, why: why.to_owned(), log })
+                return Err(StartError::NotReady { program, why: why.to_owned(), log });
             }
         }
+        Ok(daemon)
     }
 
     /// The address of its first TCP listener.
@@ -277,19 +320,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.stop(STOP_WITHIN);
-    }
-}
-
-fn wait_for_listeners(log: &Log, others: usize) -> Result<SocketAddr, &'static str> {
-    let tcp = |state: &LogState| state.listeners.iter().find_map(|listener| listener.parse().ok());
-    let is_waiting =
-        |state: &mut LogState| !state.is_closed && (tcp(state).is_none() || state.listeners.len() <= others);
-    let waited = log.grown.wait_timeout_while(log.state(), READY_WITHIN, is_waiting);
-    let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-    match tcp(&state) {
-        Some(addr) if state.listeners.len() > others => Ok(addr),
-        _ if state.is_closed => Err("ended before it listened:"),
-        _ => Err("did not listen in time:"),
+        interrupt::remove_group(self.child.id());
     }
 }
 
@@ -305,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_daemon_is_ready_when_all_its_sockets_listen() {
-        let script = "echo '[info] listening on /tmp/x.sock' >&2; echo 'http: listening on 127.0.0.1:81, tool x' >&2; sleep 9";
+        let script = "echo '[info] listening on /tmp/x.sock' >&2; echo 'http: listening on 127.0.0.1:81, tool x' >&2; exec sleep 9";
         let mut daemon = Daemon::start(&shell(script), 1).expect("starts");
         assert_eq!(daemon.addr().port(), 81);
         assert!(daemon.wait_for_log("tool x", Duration::ZERO));

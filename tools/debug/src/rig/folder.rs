@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::interrupt;
+
 /// A folder that only this account can enter, removed with all that is in it when this is dropped.
 #[derive(Debug)]
 pub struct Folder {
@@ -24,7 +26,10 @@ impl Folder {
             let number = MADE.fetch_add(1, Ordering::Relaxed);
             let path = std::env::temp_dir().join(format!("{prefix}-{}-{number}", process::id()));
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self { path }),
+                Ok(()) => {
+                    interrupt::add_folder(&path);
+                    return Ok(Self { path });
+                }
                 // Left behind by a process that had our id before.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
@@ -49,5 +54,6 @@ impl Drop for Folder {
     fn drop(&mut self) {
         // What cannot be removed is left to the system's own cleaning of temporary files.
         let _ = fs::remove_dir_all(&self.path);
+        interrupt::remove_folder(&self.path);
     }
 }
