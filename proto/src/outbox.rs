@@ -42,8 +42,4 @@ impl Outbox {
         self.buffer.consume(count);
         self.announced &= !self.buffer.is_empty();
     }
-
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
 }

@@ -531,8 +531,11 @@ impl FrameReader {
     }
 }
 
-/// The first whole body in `input` and what follows it.
-fn whole(input: &[u8], max: usize) -> Result<Option<(&[u8], &[u8])>, FrameError> {
+/// A frame's body, and what follows it.
+type Whole<'i> = (&'i [u8], &'i [u8]);
+
+/// The first whole body in `input`.
+fn whole(input: &[u8], max: usize) -> Result<Option<Whole<'_>>, FrameError> {
     let Some((prefix, rest)) = input.split_first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
     let bytes = body_length(*prefix, max)?;
     Ok(rest.split_at_checked(bytes))
