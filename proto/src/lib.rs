@@ -10,6 +10,7 @@
 //! | [`wire`] | codecs: frames, messages, HTTP/1.1, event streams |
 //! | [`link`] | what agent and server say to each other: session, streams, credit, acknowledgement, keepalive |
 //! | [`server`] | the trusted side: judges, records, carries out |
+//! | [`client`] | one question, one answer |
 //! | [`agent`] | the untrusted side: an HTTP front, a front for shims, one uplink |
 //!
 //! Without the feature `core` only the frame codec is left, which is all that a shim needs.
@@ -23,6 +24,8 @@ pub mod wire;
 
 #[cfg(feature = "core")]
 pub mod agent;
+#[cfg(feature = "core")]
+pub mod client;
 #[cfg(feature = "core")]
 pub mod link;
 #[cfg(feature = "core")]
