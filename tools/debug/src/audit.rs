@@ -121,6 +121,14 @@ fn show(line: &[u8], output: &mut Output) -> io::Result<()> {
     }
 }
 
+/// Calls `each` with the whole lines from `start` on; the place behind the last.
+pub(crate) fn whole_lines(file: &mut File, start: u64, mut each: impl FnMut(&[u8])) -> io::Result<u64> {
+    lines::forwards(file, start, |line| {
+        each(line);
+        Ok(true)
+    })
+}
+
 /// Shows every wanted record; the place behind the last line.
 fn all(file: &mut File, filter: &Filter, output: &mut Output) -> Result<u64, Failure> {
     let start = filter.since.map_or(Ok(0), |since| lines::bisect(file, since))?;

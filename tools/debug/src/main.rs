@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod demo;
 mod failure;
 mod output;
 
 use std::process::ExitCode;
 
+use carapace_debug::rig::interruptible;
 use clap::{Parser, Subcommand};
 
 use crate::failure::{Failure, NEGATIVE, USAGE};
@@ -27,6 +29,8 @@ struct Cli {
 enum Command {
     /// Show the audit log.
     Audit(audit::Args),
+    /// Try everything on this machine: an upstream, a server, an agent and a shim, in a folder of their own.
+    Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,11 +42,14 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    let mut output = Output::new(cli.format);
+    let format = cli.format;
     let done = match cli.command {
-        Command::Audit(args) => audit::run(&args, &mut output),
+        Command::Audit(args) => with_output(format, |output| audit::run(&args, output)),
+        // What it has started must be stopped, whatever ends it.
+        Command::Demo(args) => interruptible(move || with_output(format, |output| demo::run(&args, output)))
+            .unwrap_or_else(|error| Err(error.into())),
     };
-    match done.and_then(|is_positive| output.flush().map(|()| is_positive).map_err(Failure::from)) {
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NEGATIVE),
         // `carapace-debug audit | head`: whoever reads has seen enough.
@@ -52,4 +59,14 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+fn with_output(
+    format: Format,
+    command: impl FnOnce(&mut Output) -> Result<bool, Failure>,
+) -> Result<bool, Failure> {
+    let mut output = Output::new(format);
+    let is_positive = command(&mut output)?;
+    output.flush()?;
+    Ok(is_positive)
 }

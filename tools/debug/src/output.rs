@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use clap::ValueEnum;
+use serde_json::Value;
 
 /// How a command prints what it found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -26,6 +27,8 @@ pub(crate) enum Style {
     Odd,
     /// Less important than the rest.
     Faint,
+    /// A heading.
+    Strong,
     /// As any other.
     Plain,
 }
@@ -59,6 +62,11 @@ impl Output {
         self.out.write_all(bytes)
     }
 
+    /// A JSON value as a line.
+    pub(crate) fn json(&mut self, value: &Value) -> io::Result<()> {
+        self.line(value)
+    }
+
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
@@ -70,6 +78,7 @@ impl Output {
             Style::Bad => "31",
             Style::Odd => "33",
             Style::Faint => "2",
+            Style::Strong => "1",
             Style::Plain => return text.to_owned(),
         };
         if self.is_coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }

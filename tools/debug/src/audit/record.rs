@@ -109,47 +109,79 @@ fn plain(value: &Value) -> String {
 
 /// A record as one line for people.
 pub(crate) fn rendered(line: &[u8], output: &Output) -> String {
-    let Ok(mut fields) = serde_json::from_slice::<Map<String, Value>>(line) else {
+    let Ok(fields) = serde_json::from_slice::<Map<String, Value>>(line) else {
         let text = String::from_utf8_lossy(line);
         return output.paint(Style::Odd, &format!("not a record: {}", scrubbed(text.trim_end())));
     };
-    let mut take = |name: &str| fields.remove(name).filter(|value| !value.is_null());
-    let mut text = |name: &str| take(name).map(|value| scrubbed(&plain(&value)));
-    let time = text("timestamp").unwrap_or_default();
-    let result = text("policy_result").unwrap_or_default();
-    let event = text("event").unwrap_or_default();
-    let tool = text("tool").unwrap_or_else(|| "-".to_owned());
-    let action = text("action_type").unwrap_or_else(|| "-".to_owned());
-    let (method, path) = (text("method"), text("path"));
-    let what: Vec<String> = [method, path].into_iter().flatten().collect();
-    let argv = take("argv").map(|argv| words(&argv));
-    let style = match result.as_str() {
-        "allow" => Style::Good,
-        "deny" | "blocked" => Style::Bad,
-        "rate_limited" => Style::Odd,
-        _ => Style::Plain,
-    };
-    let result = output.paint(style, &format!("{result:<5}"));
-    let head = format!("{} {result} {event:<8} {tool} {action}", output.paint(Style::Faint, &short(&time)));
-    let rest: Vec<String> = fields
-        .iter()
-        .filter(|(name, value)| !value.is_null() && !is_bookkeeping(name))
-        .map(|(name, value)| {
-            format!("{}{}", output.paint(Style::Faint, &format!("{name}=")), scrubbed(&plain(value)))
-        })
-        .collect();
-    let parts = [vec![head], what, argv.into_iter().collect(), rest].concat();
-    parts.join(" ")
+    let mut record = Fields { fields };
+    let time =
+        record.text("timestamp").map(|time| time.replacen('T', " ", 1).trim_end_matches('Z').to_owned());
+    let parts = [
+        Some(output.paint(Style::Faint, &time.unwrap_or_default())),
+        Some(verdict(&mut record, output)),
+        record.text("tool"),
+        record.text("method"),
+        record.text("path"),
+        record.take("argv").map(|argv| words(&argv)),
+        record.text("reason").map(|reason| format!("\"{reason}\"")),
+        record.number("duration_us").map(duration),
+        record.number("bytes_in").map(|bytes| format!("{bytes} B in")),
+        record.number("bytes_out").map(|bytes| format!("{bytes} B out")),
+    ];
+    let rest = record.fields.iter().filter(|(name, value)| !value.is_null() && !is_bookkeeping(name));
+    let rest = rest.map(|(name, value)| {
+        format!("{}{}", output.paint(Style::Faint, &format!("{name}=")), scrubbed(&plain(value)))
+    });
+    parts.into_iter().flatten().chain(rest).collect::<Vec<_>>().join(" ")
+}
+
+/// The fields of a record that have not been shown yet.
+struct Fields {
+    fields: Map<String, Value>,
+}
+
+impl Fields {
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.fields.remove(name).filter(|value| !value.is_null())
+    }
+
+    fn text(&mut self, name: &str) -> Option<String> {
+        self.take(name).map(|value| scrubbed(&plain(&value)))
+    }
+
+    fn number(&mut self, name: &str) -> Option<u64> {
+        self.take(name).and_then(|value| value.as_u64())
+    }
+}
+
+/// What was decided, or how it ended.
+fn verdict(record: &mut Fields, output: &Output) -> String {
+    // Which of the two it is shows already.
+    record.take("event");
+    if let Some(result) = record.text("policy_result") {
+        let style = match result.as_str() {
+            "allow" => Style::Good,
+            "deny" | "blocked" => Style::Bad,
+            _ => Style::Odd,
+        };
+        return output.paint(style, &format!("{result:<6}"));
+    }
+    let ends = [("status", "status"), ("exit_code", "exit"), ("signal", "signal"), ("error", "error:")];
+    let end = ends.into_iter().find_map(|(name, shown)| Some(format!("{shown} {}", record.text(name)?)));
+    format!("{} {}", output.paint(Style::Plain, "done  "), end.unwrap_or_default()).trim_end().to_owned()
+}
+
+fn duration(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..1_000_000 => format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
+        _ => format!("{}.{:02} s", us / 1_000_000, us % 1_000_000 / 10_000),
+    }
 }
 
 /// Fields for machines: `--format json` has them.
 fn is_bookkeeping(name: &str) -> bool {
-    matches!(name, "hash" | "prev" | "prev_hash" | "seq" | "policy_version")
-}
-
-/// `2026-02-15T10:11:12.123456Z` without what a reader of the log of a day need not see.
-fn short(time: &str) -> String {
-    time.replacen('T', " ", 1).trim_end_matches('Z').to_owned()
+    matches!(name, "action_type" | "hash" | "policy_version" | "prev" | "prev_hash" | "seq")
 }
 
 /// Arguments so that a reader can tell them apart.
@@ -166,11 +198,24 @@ fn words(argv: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Filter, Match};
+    use super::{Filter, Match, rendered};
+    use crate::output::{Format, Output};
 
     const RECORD: &[u8] =
         br#"{"timestamp":"2026-02-15T10:11:12.123456Z","tool":"signal-cli","action_type":"http",
         "policy_result":"deny","client":{"uid":1000,"user":"claw"}}"#;
+
+    #[test]
+    fn records_read_as_sentences() {
+        let output = Output::new(Format::Text);
+        let denied = br#"{"timestamp":"2026-02-15T10:11:12.123456Z","event":"decision","request_id":"a-1","tool":"op",
+            "action_type":"cli","policy_result":"deny","reason":"no\u001b","argv":["a b","c"],"policy_version":"x"}"#;
+        let shown = "2026-02-15 10:11:12.123456 deny   op 'a b' c \"no\\u{1b}\" request_id=a-1";
+        assert_eq!(rendered(denied, &output), shown);
+        let done = br#"{"timestamp":"T","event":"outcome","tool":"op","exit_code":3,"duration_us":1250,"bytes_in":1}"#;
+        assert_eq!(rendered(done, &output), "  done   exit 3 op 1.2 ms 1 B in");
+        assert_eq!(rendered(b"x\n", &output), "not a record: x");
+    }
 
     #[test]
     fn filters_choose() {

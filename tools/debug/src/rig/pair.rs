@@ -5,6 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
 
 use super::{Binaries, Daemon, Launch, StartError};
 
@@ -45,6 +47,17 @@ impl Pair {
     #[must_use]
     pub fn agent(&self) -> &Daemon {
         &self.agent
+    }
+
+    /// The one that has ended by itself, and how.
+    ///
+    /// # Errors
+    /// When they cannot be asked.
+    pub fn ended(&mut self) -> io::Result<Option<(&'static str, ExitStatus)>> {
+        if let Some(status) = self.server.wait(Duration::ZERO)? {
+            return Ok(Some(("carapace-server", status)));
+        }
+        Ok(self.agent.wait(Duration::ZERO)?.map(|status| ("carapace-agent", status)))
     }
 
     /// The command line that starts such a server again, at the same address.
