@@ -77,7 +77,10 @@ impl Common {
     }
 
     fn table(&self) -> [Row; 2] {
-        [self.log_level.row(|level| level.as_str().to_ascii_lowercase()), self.log_json.row(ToString::to_string)]
+        [
+            self.log_level.row(|level| level.as_str().to_ascii_lowercase()),
+            self.log_json.row(ToString::to_string),
+        ]
     }
 }
 
