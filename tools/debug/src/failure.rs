@@ -9,21 +9,28 @@ pub(crate) const NEGATIVE: u8 = 1;
 pub(crate) const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;
+const CONFIGURATION: u8 = 78;
 
 /// Why a command could not do what it was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
+    /// A configuration file is not as it should be.
+    Configuration(String),
     /// The output could not be written, or something else of the machine failed.
     Io(io::Error),
     /// What the command needs is not there, or does not answer.
     Unavailable(String),
+    /// What was asked makes no sense.
+    Usage(String),
 }
 
 impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
+            Self::Configuration(_) => CONFIGURATION,
             Self::Io(_) => INTERNAL,
             Self::Unavailable(_) => UNAVAILABLE,
+            Self::Usage(_) => USAGE,
         }
     }
 
@@ -36,7 +43,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => write!(f, "{error}"),
-            Self::Unavailable(text) => f.write_str(text),
+            Self::Configuration(text) | Self::Unavailable(text) | Self::Usage(text) => f.write_str(text),
         }
     }
 }

@@ -4,7 +4,9 @@
 mod audit;
 mod demo;
 mod failure;
+mod health;
 mod output;
+mod policy;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,10 @@ enum Command {
     Audit(audit::Args),
     /// Try everything on this machine: an upstream, a server, an agent and a shim, in a folder of their own.
     Demo(demo::Args),
+    /// Ask a server how it is.
+    Health(health::Args),
+    /// Say what a policy decides about a request, and why.
+    Policy(policy::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +54,8 @@ fn main() -> ExitCode {
         // What it has started must be stopped, whatever ends it.
         Command::Demo(args) => interruptible(move || with_output(format, |output| demo::run(&args, output)))
             .unwrap_or_else(|error| Err(error.into())),
+        Command::Health(args) => with_output(format, |output| health::run(&args, output)),
+        Command::Policy(args) => with_output(format, |output| policy::run(&args, output)),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

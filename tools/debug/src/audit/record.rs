@@ -168,7 +168,7 @@ fn verdict(record: &mut Fields, output: &Output) -> String {
     }
     let ends = [("status", "status"), ("exit_code", "exit"), ("signal", "signal"), ("error", "error:")];
     let end = ends.into_iter().find_map(|(name, shown)| Some(format!("{shown} {}", record.text(name)?)));
-    format!("{} {}", output.paint(Style::Plain, "done  "), end.unwrap_or_default()).trim_end().to_owned()
+    format!("done   {}", end.unwrap_or_default()).trim_end().to_owned()
 }
 
 fn duration(us: u64) -> String {
