@@ -44,8 +44,11 @@ pub const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 pub const STREAMS_MAX: usize = 20_000;
 /// The first pause before dialling again; it doubles...
 pub const REDIAL_MIN: Duration = Duration::from_millis(50);
-/// ...up to this.
+/// ...up to this while the server answers and turns the agent away, ...
 pub const REDIAL_MAX: Duration = Duration::from_secs(5);
+/// ...and up to this while nobody answers: a server that comes back has its agents back within a second, and a refused
+/// dial costs nobody anything.
+pub const REDIAL_AWAY_MAX: Duration = Duration::from_millis(500);
 /// While calls wait for the link, and shortly after it was lost, dial at least this often: recovery takes at most 1 s.
 pub const REDIAL_EAGER: Duration = Duration::from_millis(250);
 /// How long a new call waits for a link that is down, counted from the loss.
@@ -83,8 +86,24 @@ pub const DESCRIPTORS_RESERVED: usize = 128;
 pub const PIPELINE_BYTES_MAX: usize = 64 * 1024;
 /// A request body kept in the agent to answer with the right id when the link is lost.
 pub const REQUEST_KEPT_BYTES_MAX: usize = 16 * 1024;
+/// Connections beyond the most there may be, which are told so before they are closed.
+pub const TURNED_AWAY_MAX: usize = 64;
+/// A client that has half-closed its connection may be gone altogether, and nothing tells which: one that takes its
+/// answer within this long gets it, and a call that takes longer is cancelled within a second.
+pub const HALF_CLOSED_WAIT: Duration = Duration::from_millis(750);
+/// How long the rest of a request is waited for that will be answered with an error in any case: the answer shall
+/// carry the request's id.
+pub const REFUSED_BODY_WAIT: Duration = Duration::from_millis(500);
+/// While this much waits to be read by a client, its pipelined requests wait too.
+pub const CLIENT_UNSENT_HIGH: usize = 64 * 1024;
+/// An event being put together: the largest that a server passes on, and something for its comments.
+pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024 + 64 * 1024;
 /// Shim connections at once.
 pub const SHIM_CONNS_MAX: usize = 1_024;
+/// Arguments and environments of runs that have not been handed to the server, together.
+pub const RUNS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long a shim may take to say what it wants.
+pub const RUN_TIMEOUT: Duration = Duration::from_secs(10);
 
 // ---- server ----
 

@@ -19,6 +19,8 @@ pub struct Session {
     /// Frames from the oldest that is not acknowledged; `sent` bytes of them are written.
     wire: Buffer,
     sent: usize,
+    /// Bytes written since the session began.
+    written: u64,
     announced: bool,
     /// Counted frames put on the wire, and acknowledged by the peer, since the session began.
     queued: u64,
@@ -77,6 +79,7 @@ impl Session {
         Self {
             wire: Buffer::new(),
             sent: 0,
+            written: 0,
             announced: false,
             queued: 0,
             acknowledged: 0,
@@ -219,6 +222,7 @@ impl Session {
         let before = self.unsent_bytes();
         self.sent = (self.sent + count).min(self.wire.len());
         let unsent = self.unsent_bytes();
+        self.written += (before - unsent) as u64;
         self.announced &= unsent > 0;
         if unsent < LINK_UNSENT_LOW && before >= LINK_UNSENT_LOW {
             self.epoch += 1;
@@ -229,6 +233,17 @@ impl Session {
             self.sent = 0;
         }
         self.refill();
+    }
+
+    /// Where in the session's bytes the next frame will begin: it has left this side as soon as
+    /// [`Session::written_bytes`] is more.
+    pub const fn next_position(&self) -> u64 {
+        self.written + self.unsent_bytes() as u64
+    }
+
+    /// How many bytes were written since the session began.
+    pub const fn written_bytes(&self) -> u64 {
+        self.written
     }
 
     /// Whether the driver must be told (once) that there is something to write.
