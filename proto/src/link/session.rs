@@ -192,8 +192,18 @@ impl Session {
             let counts = self.drop_oldest().ok_or(Misbehavior::AckTooHigh)?;
             self.acknowledged += u64::from(counts);
         }
+        self.drop_uncounted();
         self.refill();
         Ok(())
+    }
+
+    /// Drops what is left when everything that counts was acknowledged: acknowledgements and signs of life, which
+    /// nobody will acknowledge.
+    fn drop_uncounted(&mut self) {
+        if self.unsent_bytes() == 0 && self.queued == self.acknowledged {
+            self.wire.clear();
+            self.sent = 0;
+        }
     }
 
     /// Drops the oldest frame, which must be written whole; says whether it counts.
@@ -227,11 +237,7 @@ impl Session {
         if unsent < LINK_UNSENT_LOW && before >= LINK_UNSENT_LOW {
             self.epoch += 1;
         }
-        if unsent == 0 && self.queued == self.acknowledged {
-            // Nothing but acknowledgements and signs of life: nobody will acknowledge those.
-            self.wire.clear();
-            self.sent = 0;
-        }
+        self.drop_uncounted();
         self.refill();
     }
 
