@@ -234,6 +234,25 @@ fn limits_hold_to_the_byte() {
         assert_eq!(request(&bytes[..=max]).err(), Some(HeadError::HeadTooLarge { max }));
     }
     assert_eq!(HeadError::HeadTooLarge { max }.status(), 431);
+    assert_eq!(dribble(&sized(max)).unwrap().unwrap().consumed, max);
+    assert_eq!(dribble(&sized(max + 1)).err(), Some(HeadError::HeadTooLarge { max }));
+}
+
+#[test]
+fn a_scanner_serves_one_head_after_the_other() {
+    let pipelined = [OPENCLAW, b"\r\n", OPENCLAW, b"GET / HTTP/1.0\r\n\r\n"].concat();
+    let (mut scanner, mut rest, mut lens) = (HeadScanner::new(), &pipelined[..], Vec::new());
+    while !rest.is_empty() {
+        // What has arrived of the head that comes next.
+        for len in (0..=rest.len()).step_by(7).chain([rest.len()]) {
+            if let Some(head) = parse_request_from(&mut scanner, &rest[..len], &limits()).unwrap() {
+                lens.push(head.consumed);
+                rest = &rest[head.consumed..];
+                break;
+            }
+        }
+    }
+    assert_eq!(lens, [OPENCLAW.len(), OPENCLAW.len() + 2, 18]);
 }
 
 #[test]

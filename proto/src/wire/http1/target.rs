@@ -99,6 +99,9 @@ fn check_path(path: &str) -> Result<(), TargetError> {
 
 /// `.` and `..` (RFC 3986, section 3.3), also as `%2e`, also as `..;x`, which some servers take for `..`.
 fn is_dot_segment(segment: &str) -> bool {
+    if !segment.starts_with(['.', '%']) {
+        return false;
+    }
     let name = segment.split(';').next().unwrap_or_default();
     let mut rest = name.as_bytes();
     let mut dots = 0;
@@ -114,6 +117,9 @@ fn is_dot_segment(segment: &str) -> bool {
 
 /// Every `%` has two digits behind it, and what they stand for is accepted.
 fn check_encoding(text: &str, accepts: impl Fn(u8) -> bool) -> Result<(), TargetError> {
+    if memchr::memchr(b'%', text.as_bytes()).is_none() {
+        return Ok(());
+    }
     text.split('%').skip(1).try_for_each(|after| {
         let digits = after.get(..2).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
         match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
