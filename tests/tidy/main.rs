@@ -1,6 +1,11 @@
 //! House rules that live in a test and not in wishes. Each failure names the thing to do instead.
 #![forbid(unsafe_code)]
-#![expect(clippy::expect_used, clippy::panic, reason = "a test's helpers fail by panicking, too")]
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test's helpers fail by panicking, too"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
