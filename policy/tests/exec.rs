@@ -67,7 +67,7 @@ fn runs_exactly_what_was_judged() {
     let judged = run(&request).unwrap();
     let exec = judged.action;
     assert_eq!(exec.binary(), "/usr/bin/op");
-    assert_eq!(exec.argv(), [&b"/usr/bin/op"[..], b"item", b"get", b"a b\xff\n"]);
+    assert_eq!(exec.argv(), [&b"op"[..], b"item", b"get", b"a b\xff\n"]);
     let env: Vec<_> = exec.env().map(|(name, value)| [name, b"=", value].concat()).collect();
     let expected = ["TERM=xterm", "LC_ALL=C", "TOKEN=token-value", "FIXED=literal-secret"];
     assert_eq!(env, expected.map(|text| text.as_bytes().to_vec()));

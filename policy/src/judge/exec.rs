@@ -69,7 +69,7 @@ impl Exec {
         self.cli().map_or("", CliTool::binary)
     }
 
-    /// All arguments, the program's own name (the binary's path) included.
+    /// All arguments. The first is the name of the tool: what the caller typed, and what a program says of itself.
     #[must_use]
     pub fn argv(&self) -> &[Vec<u8>] {
         &self.argv
@@ -217,7 +217,7 @@ impl Policy {
             (_, _) => None,
         };
         let env_inject = injected(tool, &self.vault, &cli.env_inject)?;
-        let mut argv = vec![cli.binary.clone().into_bytes()];
+        let mut argv = vec![tool.name().as_bytes().to_vec()];
         argv.extend(request.argv.iter().map(|arg| arg.to_vec()));
         Ok(Exec {
             argv,
