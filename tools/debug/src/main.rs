@@ -20,7 +20,7 @@ use crate::output::{Format, Output};
 #[derive(Debug, Parser)]
 #[command(name = "carapace-debug", version, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {
-    /// How to print: for people, or a JSON value a line for programs.
+    /// How to print: for people, or as JSON, a value a line.
     #[arg(long, global = true, value_enum, default_value_t)]
     format: Format,
     #[command(subcommand)]

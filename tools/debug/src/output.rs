@@ -9,11 +9,9 @@ use serde_json::Value;
 /// How a command prints what it found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// One JSON value a line.
-    Json,
-    /// For people.
     #[default]
     Text,
+    Json,
 }
 
 /// How a piece of text is to stand out.

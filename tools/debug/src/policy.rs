@@ -267,8 +267,8 @@ fn machine_readable(decision: &Decision, policy: &Policy) -> Value {
 fn print(decision: &Decision, asked: &Asked, output: &mut Output) -> Result<(), Failure> {
     let style = if decision.is_allowed() { Style::Good } else { Style::Bad };
     let verdict = output.paint(style, decision.result);
-    let what = asked.method.as_deref().unwrap_or_default();
-    output.line(format_args!("{verdict} {} {}", scrubbed(&asked.tool), scrubbed(what)))?;
+    let method = asked.method.as_ref().map(|method| format!(" {}", scrubbed(method)));
+    output.line(format_args!("{verdict} {}{}", scrubbed(&asked.tool), method.unwrap_or_default()))?;
     let rows = [
         ("because", &decision.reason),
         ("rule", &decision.rule),

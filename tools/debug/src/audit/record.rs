@@ -67,29 +67,26 @@ impl Filter {
                 return Match::Newer;
             }
         }
-        let pairs = [
-            (&self.tool, chosen.tool),
-            (&self.result, chosen.policy_result),
-            (&self.action, chosen.action_type),
-            (&self.client, chosen.client),
-        ];
-        let is_wanted = pairs.into_iter().all(|(wanted, raw)| {
-            wanted.as_ref().is_none_or(|wanted| raw.is_some_and(|raw| says(raw, wanted)))
-        });
+        let fits = |wanted: &Option<String>, raw: Option<&RawValue>, fits: fn(&RawValue, &str) -> bool| {
+            wanted.as_ref().is_none_or(|wanted| raw.is_some_and(|raw| fits(raw, wanted)))
+        };
+        let is_wanted = fits(&self.tool, chosen.tool, is)
+            && fits(&self.result, chosen.policy_result, is)
+            && fits(&self.action, chosen.action_type, is)
+            && fits(&self.client, chosen.client, is_client);
         if is_wanted { Match::Wanted } else { Match::Other }
     }
 }
 
-/// Whether a value is this text, or an object or list with it in it (`client` is `{"uid": 1000, ...}` or a name).
-fn says(raw: &RawValue, wanted: &str) -> bool {
-    let Ok(value) = serde_json::from_str::<Value>(raw.get()) else { return false };
-    match value {
-        Value::Object(fields) => fields.values().any(|field| plain(field) == wanted),
-        Value::Array(elements) => elements.iter().any(|element| plain(element) == wanted),
-        scalar @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
-            plain(&scalar) == wanted
-        }
-    }
+/// Whether a value is this text.
+fn is(raw: &RawValue, wanted: &str) -> bool {
+    serde_json::from_str::<Value>(raw.get()).is_ok_and(|value| plain(&value) == wanted)
+}
+
+/// Whether a client is the one meant, by its whole name or one part of it: `claw(1000)`, `claw`, `1000`.
+fn is_client(raw: &RawValue, wanted: &str) -> bool {
+    let Ok(name) = serde_json::from_str::<String>(raw.get()) else { return false };
+    name == wanted || name.split(['(', ')', ' ']).any(|part| part == wanted && part != "uid")
 }
 
 fn time(raw: &RawValue) -> Option<SystemTime> {
@@ -203,7 +200,7 @@ mod tests {
 
     const RECORD: &[u8] =
         br#"{"timestamp":"2026-02-15T10:11:12.123456Z","tool":"signal-cli","action_type":"http",
-        "policy_result":"deny","client":{"uid":1000,"user":"claw"}}"#;
+        "policy_result":"deny","client":"claw(1000)"}"#;
 
     #[test]
     fn records_read_as_sentences() {
@@ -229,7 +226,8 @@ mod tests {
         assert_eq!(tool("op").judge(RECORD), Match::Other);
         assert_eq!(client("1000").judge(RECORD), Match::Wanted);
         assert_eq!(client("claw").judge(RECORD), Match::Wanted);
-        assert_eq!(client("uid").judge(RECORD), Match::Other);
+        assert_eq!(client("claw(1000)").judge(RECORD), Match::Wanted);
+        assert_eq!(client("100").judge(RECORD), Match::Other);
         let since = Filter { since: at("2026-02-15T10:11:13Z"), ..tool("op") };
         assert_eq!(since.judge(RECORD), Match::Older);
         let until = Filter { until: at("2026-02-15T10:11:12Z"), ..Filter::default() };
