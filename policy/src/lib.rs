@@ -17,6 +17,8 @@ pub mod glob;
 pub mod json;
 
 mod caller;
+mod commands;
+mod content;
 mod judge;
 mod limits;
 mod policy;
@@ -31,13 +33,16 @@ mod verdict;
 mod words;
 
 pub use caller::{Caller, Peer};
+pub use content::{ContentMatch, Sieve};
 pub use judge::{
-    BodyGate, CwdRule, Element, Exec, ExecRequest, HttpHead, HttpVerdict, Refusal, Request, RpcGate,
-    RpcJudged, RpcVerdict,
+    AnswerVerdict, BodyGate, CwdRule, Element, EventVerdict, Exec, ExecRequest, HttpHead, HttpVerdict,
+    Refusal, Request, RpcGate, RpcJudged, RpcVerdict, RpcWork,
 };
 pub use limits::{Limits, RateLimit};
 pub use policy::{Binary, Policy};
 pub use problem::{Position, Problem, Problems};
+#[cfg(feature = "file")]
+pub use read::{Explained, Outcome, schema};
 pub use secret::{Secret, SecretId, SecretPlace, SecretSource};
 pub use tool::{AuditRules, CliTool, HttpTool, Rlimits, Scheme, Tool, ToolKind, Upstream};
 pub use verdict::{Denial, DenialKind, Judged, Notes, Param, Rule, Step};

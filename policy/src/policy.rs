@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::caller::{Caller, Client};
+use crate::content::ContentFilter;
 use crate::problem::{Position, Problem};
 use crate::secret::{Secret, SecretId, SecretPlace, SecretSource, Vault};
 use crate::tool::{Kind, Tool};
@@ -21,7 +22,9 @@ pub struct Policy {
     pub(crate) clients: Option<Arc<[Client]>>,
     pub(crate) secrets: Arc<[SecretSource]>,
     pub(crate) vault: Vault,
+    pub(crate) content: Arc<[ContentFilter]>,
     pub(crate) warnings: Vec<Problem>,
+    pub(crate) lints: Vec<Problem>,
 }
 
 /// A program that a cli tool runs.
@@ -58,7 +61,9 @@ impl Policy {
             clients: None,
             secrets: Arc::new([]),
             vault: Vault::default(),
+            content: Arc::new([]),
             warnings: Vec::new(),
+            lints: Vec::new(),
         }
     }
 
@@ -66,6 +71,12 @@ impl Policy {
     #[must_use]
     pub fn warnings(&self) -> &[Problem] {
         &self.warnings
+    }
+
+    /// What `policy check` mentions beyond the warnings: it works, and perhaps not as meant. In the order of the file.
+    #[must_use]
+    pub fn lints(&self) -> &[Problem] {
+        &self.lints
     }
 
     /// Names this policy in records: the first 16 hexadecimal digits of the SHA-256 of the file's bytes.

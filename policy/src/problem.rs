@@ -55,9 +55,16 @@ impl fmt::Display for Problem {
             write!(f, ":{}:{}", self.at.line, self.at.column)?;
         }
         write!(f, ": {}", self.message)?;
-        let Some(snippet) = &self.snippet else { return Ok(()) };
         let number = self.at.line.to_string();
         let margin = " ".repeat(number.len());
+        let Some(snippet) = &self.snippet else {
+            let is_hidden = self.at.line > 0;
+            return if is_hidden {
+                write!(f, "\n{margin} | (not shown: it may hold a secret)")
+            } else {
+                Ok(())
+            };
+        };
         let shift = " ".repeat((self.at.column as usize).saturating_sub(1).min(snippet.chars().count()));
         write!(f, "\n{margin} |\n{number} | {snippet}\n{margin} | {shift}^")
     }
@@ -125,19 +132,24 @@ impl Source {
         (at.line as usize).checked_sub(1).and_then(|i| self.lines.get(i)).is_some_and(|&(_, secret)| secret)
     }
 
+    /// The place of the first character of a line.
+    pub(crate) fn line(&self, line: u32) -> Position {
+        let text =
+            (line as usize).checked_sub(1).and_then(|i| self.lines.get(i)).map_or("", |(text, _)| text);
+        let blank = text.chars().take_while(|c| c.is_whitespace()).count();
+        Position { line, column: u32::try_from(blank + 1).unwrap_or(1) }
+    }
+
     pub(crate) fn problem(&self, at: Position, message: impl Into<String>) -> Problem {
         Problem { file: self.file.clone(), at, message: message.into(), snippet: self.snippet(at) }
     }
 
     fn snippet(&self, at: Position) -> Option<String> {
         let (line, secret) = self.lines.get((at.line as usize).checked_sub(1)?)?;
-        let shown: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
-        if !*secret {
-            return Some(shown);
+        if *secret {
+            return None;
         }
-        let opens = SECRET_KEYS.iter().any(|key| line.contains(key));
-        let key = shown.split_once(':').map_or("", |(key, _)| if opens { key } else { "" });
-        Some(format!("{key}: [REDACTED]"))
+        Some(line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect())
     }
 }
 

@@ -11,6 +11,8 @@ pub(crate) struct Profile {
     pub(crate) aliases: &'static [(&'static str, &'static str)],
     /// Parameters that together say where a call goes. Names are folded, see [`fold`].
     pub(crate) destinations: &'static [Destination],
+    /// Methods that send something to destinations.
+    pub(crate) sending_methods: &'static [&'static str],
     /// Parameters that may name a file on the host. Names are folded.
     pub(crate) files: &'static [&'static str],
     /// How long an event stream may be silent, in seconds.
@@ -30,7 +32,10 @@ pub(crate) struct ProfileEndpoint {
 /// A parameter that says where a call goes.
 #[derive(Debug)]
 pub(crate) struct Destination {
+    /// Folded.
     pub(crate) name: &'static str,
+    /// As the API's documents spell it.
+    pub(crate) shown: &'static str,
     pub(crate) format: Format,
     /// How the audit record calls it where the policy does not say.
     pub(crate) audit_as: Option<&'static str>,
@@ -73,18 +78,44 @@ pub(crate) static SIGNAL_CLI: Profile = Profile {
     destinations: &[
         Destination {
             name: "recipient",
+            shown: "recipient",
             format: Format::Recipient,
             audit_as: Some("phone_number"),
             noun: "recipient",
         },
-        Destination { name: "groupid", format: Format::GroupId, audit_as: Some("group_id"), noun: "group" },
+        Destination {
+            name: "groupid",
+            shown: "groupId",
+            format: Format::GroupId,
+            audit_as: Some("group_id"),
+            noun: "group",
+        },
         Destination {
             name: "username",
+            shown: "username",
             format: Format::Username,
             audit_as: Some("username"),
             noun: "username",
         },
-        Destination { name: "notetoself", format: Format::Flag, audit_as: None, noun: "destination" },
+        Destination {
+            name: "notetoself",
+            shown: "noteToSelf",
+            format: Format::Flag,
+            audit_as: None,
+            noun: "destination",
+        },
+    ],
+    sending_methods: &[
+        "send",
+        "sendReaction",
+        "sendReceipt",
+        "sendTyping",
+        "remoteDelete",
+        "sendPollCreate",
+        "sendPollVote",
+        "sendPollTerminate",
+        "sendPaymentNotification",
+        "sendMessageRequestResponse",
     ],
     files: &["attachment"],
     event_idle_secs: Some(45),
@@ -96,6 +127,7 @@ pub(crate) static JSON_RPC: Profile = Profile {
     endpoints: &ENDPOINTS,
     aliases: &[],
     destinations: &[],
+    sending_methods: &[],
     files: &[],
     event_idle_secs: None,
 };

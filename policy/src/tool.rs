@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::commands::Command;
 use crate::glob::Glob;
 use crate::limits::RateLimit;
 use crate::problem::Problem;
@@ -112,6 +113,55 @@ pub struct AuditRules {
 pub(crate) struct Pattern<G> {
     pub(crate) glob: G,
     pub(crate) rule: Rule,
+    /// Somebody may have meant it for a regular expression.
+    pub(crate) looks_like_regex: bool,
+}
+
+/// Globs over values, with those that are plain text found at once: a thousand of them cost no more than ten.
+#[derive(Debug, Default)]
+pub(crate) struct Patterns {
+    all: Vec<Pattern<Glob>>,
+    exact: BTreeMap<Vec<u8>, usize>,
+    wild: Vec<usize>,
+}
+
+impl Patterns {
+    pub(crate) fn new(all: Vec<Pattern<Glob>>) -> Self {
+        let mut patterns = Self { all, ..Self::default() };
+        for (index, pattern) in patterns.all.iter().enumerate() {
+            match pattern.glob.as_literal() {
+                Some(text) => {
+                    patterns.exact.entry(text.to_vec()).or_insert(index);
+                }
+                None => patterns.wild.push(index),
+            }
+        }
+        patterns
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Pattern<Glob>> {
+        self.all.iter()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// A pattern that matches the value.
+    pub(crate) fn find(&self, value: &[u8]) -> Option<&Pattern<Glob>> {
+        let wild =
+            || self.wild.iter().filter_map(|&index| self.all.get(index)).find(|p| p.glob.matches(value));
+        self.exact.get(value).and_then(|&index| self.all.get(index)).or_else(wild)
+    }
+
+    /// A pattern that matches the value without regard to ASCII case.
+    pub(crate) fn find_ignoring_case(&self, value: &[u8]) -> Option<&Pattern<Glob>> {
+        self.all.iter().find(|pattern| pattern.glob.matches_ignoring_case(value))
+    }
 }
 
 /// An upstream and what may be asked of it.
@@ -120,6 +170,8 @@ pub struct HttpTool {
     pub(crate) upstream: Upstream,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) rpc: RpcRules,
+    /// By the name of the event.
+    pub(crate) event_filters: BTreeMap<String, Vec<Filter>>,
     pub(crate) headers_inject: Vec<(Arc<str>, SecretId)>,
     /// In lower case.
     pub(crate) headers_allow: Vec<String>,
@@ -163,7 +215,7 @@ impl HttpTool {
     /// The JSON-RPC methods that the policy allows by name. What it allows by a wider pattern is not listed: patterns
     /// are not for callers.
     pub fn methods(&self) -> impl Iterator<Item = &str> {
-        let is_denied = |name: &[u8]| self.rpc.deny.iter().any(|pattern| pattern.glob.matches(name));
+        let is_denied = |name: &[u8]| self.rpc.deny.find(name).is_some();
         let names = self.rpc.allow.iter().filter_map(|pattern| pattern.glob.as_literal());
         names.filter(move |name| !is_denied(name)).filter_map(|name| std::str::from_utf8(name).ok())
     }
@@ -231,8 +283,8 @@ pub(crate) enum Segment {
 #[derive(Debug, Default)]
 pub(crate) struct RpcRules {
     pub(crate) profile: Option<&'static Profile>,
-    pub(crate) allow: Vec<Pattern<Glob>>,
-    pub(crate) deny: Vec<Pattern<Glob>>,
+    pub(crate) allow: Patterns,
+    pub(crate) deny: Patterns,
     pub(crate) methods: BTreeMap<String, MethodRules>,
     pub(crate) attachment_paths: Vec<String>,
 }
@@ -251,8 +303,8 @@ pub(crate) struct Filter {
     pub(crate) fields: Vec<FieldPath>,
     /// How the caller hears of the field: the first one as the file spells it.
     pub(crate) label: String,
-    pub(crate) allow: Vec<Pattern<Glob>>,
-    pub(crate) deny: Vec<Pattern<Glob>>,
+    pub(crate) allow: Patterns,
+    pub(crate) deny: Patterns,
     pub(crate) is_required: bool,
     pub(crate) audit_as: Option<Arc<str>>,
     pub(crate) format: Option<Format>,
@@ -278,6 +330,7 @@ pub struct CliTool {
     pub(crate) binary: String,
     pub(crate) allow: Vec<Pattern<AllowWords>>,
     pub(crate) deny: Vec<Pattern<DenyWords>>,
+    pub(crate) commands: Vec<Command>,
     pub(crate) env_allow: Vec<Glob>,
     pub(crate) env_inject: Vec<(Arc<str>, SecretId)>,
     pub(crate) cwd: String,

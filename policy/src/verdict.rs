@@ -263,6 +263,20 @@ impl Trace {
         Self(None)
     }
 
+    #[cfg(feature = "file")]
+    pub(crate) fn on() -> Self {
+        Self(Some(Vec::new()))
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    #[cfg(feature = "file")]
+    pub(crate) fn into_steps(self) -> Vec<Step> {
+        self.0.unwrap_or_default()
+    }
+
     pub(crate) fn tried(&mut self, rule: &Rule, outcome: impl FnOnce() -> String) {
         if let Some(steps) = &mut self.0 {
             steps.push(Step { rule: rule.clone(), outcome: outcome() });

@@ -53,6 +53,21 @@ impl AllowWords {
             retry = Some((at, from));
         }
     }
+
+    /// Whether any vector at all matches.
+    #[cfg(feature = "file")]
+    pub(crate) fn is_everything(&self) -> bool {
+        matches!(self.0.as_slice(), [Word::Rest])
+    }
+
+    /// Whether some word matches any argument, flags included.
+    #[cfg(feature = "file")]
+    pub(crate) fn has_open_word(&self) -> bool {
+        self.0.iter().any(|word| match word {
+            Word::One(glob) => glob.is_everything(),
+            Word::Rest => true,
+        })
+    }
 }
 
 /// A deny pattern: over-approximates, because what it misses runs.

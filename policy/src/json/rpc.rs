@@ -75,16 +75,24 @@ impl<'a> Calls<'a> {
         }
     }
 
+    /// The calls of a body that [`read`](Self::read) has found good before.
+    pub(crate) fn again(text: &'a [u8], scan: &'a Scan, batch: bool) -> Self {
+        let entries = scan.entries();
+        Self { batch, text, entries: if batch { entries.get(1..).unwrap_or_default() } else { entries } }
+    }
+
     /// Each call, or what is wrong with it.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Result<Call<'a>, &'static str>> {
-        let (text, mut rest) = (self.text, self.entries);
-        std::iter::from_fn(move || {
-            let (root, after) = rest.split_first()?;
-            let len = after.iter().position(|entry| entry.depth <= root.depth).unwrap_or(after.len());
-            let (inside, next) = after.split_at_checked(len)?;
-            rest = next;
-            Some(Call::read(text, root, inside))
-        })
+        let mut at = 0;
+        std::iter::from_fn(move || self.next(&mut at))
+    }
+
+    /// The call at a place that begins as 0 and is moved on.
+    pub(crate) fn next(&self, at: &mut usize) -> Option<Result<Call<'a>, &'static str>> {
+        let (root, after) = self.entries.get(*at..)?.split_first()?;
+        let len = after.iter().position(|entry| entry.depth <= root.depth).unwrap_or(after.len());
+        *at += len + 1;
+        Some(Call::read(self.text, root, after.get(..len).unwrap_or_default()))
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::{injected, redactable, take_rate};
 use crate::caller::Caller;
+use crate::commands;
+use crate::content::Sieve;
 use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::redact::redacted;
@@ -14,6 +16,9 @@ use crate::verdict::{Denial, DenialKind, Judged, Notes, Rule, Trace};
 
 /// The variable that marks everything below a job. The driver sets it; nobody else may.
 const JOB_VARIABLE: &[u8] = b"_CARAPACE_JOB";
+
+/// The most bytes of arguments that content filters look through: more would hold up everybody else.
+const CONTENT_ARGV_BYTES_MAX: usize = 64 * 1024;
 
 /// What a caller asks to run.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +44,7 @@ pub struct Exec {
     cwd: Option<Vec<u8>>,
     tty: bool,
     secrets: Vec<Secret>,
+    sieve: Option<Sieve>,
 }
 
 /// Where the program starts.
@@ -146,6 +152,18 @@ impl Exec {
         &self.secrets
     }
 
+    /// What must see every byte of standard input before the program does, where content filters want to. When it says
+    /// no the job is to be ended; its effect may have begun.
+    #[must_use]
+    pub fn stdin_sieve(&self) -> Option<Sieve> {
+        self.sieve.clone()
+    }
+
+    #[cfg(feature = "file")]
+    pub(crate) fn redactions(&self) -> &[crate::redact::ArgRedaction] {
+        &self.tool.audit.redact
+    }
+
     fn cli(&self) -> Option<&CliTool> {
         self.tool.cli()
     }
@@ -180,17 +198,18 @@ impl Policy {
         if tool.audit.log_argv {
             notes.argv = Some(redacted(request.argv, &tool.audit.redact));
         }
-        let mut judge = || -> Result<(Rule, Exec), Box<Denial>> {
+        let mut judge = |notes: &mut Notes| -> Result<(Rule, Exec), Box<Denial>> {
             let Some(cli) = tool.cli() else {
                 let rule = Rule::new(format!("{}: type", tool.name), tool.place.at().line);
                 return Err(denied(format!("{} is not a program", tool.name), rule, "it is an http tool"));
             };
             let rule = judge_argv(tool, cli, request.argv, trace)?;
+            notes.warnings = self.judge_content(tool, request.argv)?;
             let exec = self.exec(tool, cli, request)?;
             take_rate(tool, caller, limits, now_us)?;
             Ok((rule, exec))
         };
-        match judge() {
+        match judge(&mut notes) {
             Ok((rule, action)) => {
                 notes.rule = Some(rule);
                 Ok(Judged { action, notes })
@@ -200,6 +219,22 @@ impl Policy {
                 Err(denial.with_notes(notes))
             }
         }
+    }
+
+    /// Looks at the arguments as one text, so that a match may span them.
+    fn judge_content(&self, tool: &Tool, argv: &[&[u8]]) -> Result<Vec<Rule>, Box<Denial>> {
+        if self.content.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes: usize = argv.iter().map(|arg| arg.len() + 1).sum();
+        if bytes > CONTENT_ARGV_BYTES_MAX {
+            let said = format!("{}: there are too many arguments to look through", tool.name);
+            let rule = Rule::new("content_filters", 0);
+            return Err(Denial::new(DenialKind::Blocked, said, rule, "more than 64 KiB of arguments"));
+        }
+        let mut sieve = Sieve::new(&self.content);
+        sieve.push(&argv.join(&b' ')).map_err(|found| found.denial(tool.name()))?;
+        Ok(sieve.take_warnings())
     }
 
     fn exec(&self, tool: &Arc<Tool>, cli: &CliTool, request: &ExecRequest<'_>) -> Result<Exec, Box<Denial>> {
@@ -225,6 +260,7 @@ impl Policy {
             cwd,
             tty: request.tty,
             secrets: redactable(tool, &self.vault, &cli.env_inject),
+            sieve: (cli.stdin && !self.content.is_empty()).then(|| Sieve::new(&self.content)),
             tool: tool.clone(),
         })
     }
@@ -254,8 +290,16 @@ fn judge_argv(tool: &Tool, cli: &CliTool, argv: &[&[u8]], trace: &mut Trace) -> 
             return Ok(pattern.rule.clone());
         }
     }
-    let rule = Rule::new(format!("{}: argv_allow_patterns", tool.name), tool.place.at().line);
-    Err(denied(said(), rule, "no allow pattern matches"))
+    if let Some(command) = commands::find(&cli.commands, argv) {
+        let result = command.judge(argv);
+        trace.tried(&command.rule, || result.as_ref().err().map_or("allows", String::as_str).to_owned());
+        return match result {
+            Ok(()) => Ok(command.rule.clone()),
+            Err(what) => Err(denied(format!("{}: {what}", tool.name), command.rule.clone(), what)),
+        };
+    }
+    let rule = Rule::new(format!("{}: no rule for these arguments", tool.name), tool.place.at().line);
+    Err(denied(said(), rule, "no allow pattern matches, and no command"))
 }
 
 /// What the caller may set and then what the policy injects, each name once. Of a name sent twice the first counts, as

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use crate::json::{Call, Kind, Value};
 use crate::profile::{Format, JSON_RPC, Profile};
-use crate::tool::{FieldPath, Filter, MethodRules, RpcRules, Tool};
+use crate::tool::{FieldPath, Filter, MethodRules, Patterns, RpcRules, Tool};
 use crate::verdict::{Denial, DenialKind, Notes, Rule, Trace, shown};
 
 /// The most values of one field: more recipients than any call has, and still judged in well under a millisecond.
-const VALUES_MAX: usize = 1024;
+const VALUES_MAX: usize = 512;
+
+/// The longest path to a file: what Linux takes.
+const PATH_BYTES_MAX: usize = 4096;
 
 /// The deepest dotted path that is followed, which bounds the walk.
 pub(crate) const PATH_DEPTH_MAX: usize = 8;
@@ -49,7 +52,13 @@ impl<'a> Subject<'a> {
     }
 
     /// Judges every parameter; the rule that allowed, where one had to.
-    pub(super) fn judge(&self, notes: &mut Notes, trace: &mut Trace) -> Result<Option<Rule>, Box<Denial>> {
+    /// `trials` is raised by how many times a pattern was tried on a value.
+    pub(super) fn judge(
+        &self,
+        notes: &mut Notes,
+        trace: &mut Trace,
+        trials: &mut usize,
+    ) -> Result<Option<Rule>, Box<Denial>> {
         let none = MethodRules::default();
         let rules = self.rules.methods.get(self.method).unwrap_or(&none);
         if self.params.is_some_and(|params| params.kind() == Kind::Array) {
@@ -60,7 +69,7 @@ impl<'a> Subject<'a> {
         self.judge_destinations(rules)?;
         let mut allowed = None;
         for filter in &rules.filters {
-            allowed = self.judge_filter(filter, rules, notes, trace)?.or(allowed);
+            allowed = self.judge_filter(filter, rules, notes, trace, trials)?.or(allowed);
         }
         Ok(allowed)
     }
@@ -118,8 +127,13 @@ impl<'a> Subject<'a> {
                 continue;
             }
             for value in strings(member.value).map_err(|_| refuse())? {
-                let text = value.as_str().ok_or_else(refuse)?;
-                if !text.starts_with("data:") && !self.is_open_path(&text) {
+                // Data may be megabytes long, and its beginning is enough; a path is short.
+                if value.bytes().starts_with(b"\"data:") {
+                    continue;
+                }
+                let path =
+                    Some(value).filter(|value| value.bytes().len() <= PATH_BYTES_MAX).and_then(Value::as_str);
+                if !path.is_some_and(|path| self.is_open_path(&path)) {
                     return Err(refuse());
                 }
             }
@@ -170,6 +184,7 @@ impl<'a> Subject<'a> {
         rules: &MethodRules,
         notes: &mut Notes,
         trace: &mut Trace,
+        trials: &mut usize,
     ) -> Result<Option<Rule>, Box<Denial>> {
         let mut found = Vec::new();
         for path in &filter.fields {
@@ -191,6 +206,7 @@ impl<'a> Subject<'a> {
         if let Some(name) = &filter.audit_as {
             texts.iter().for_each(|text| notes.add_param(name, text));
         }
+        *trials += texts.len() * (1 + filter.allow.len() + filter.deny.len());
         let mut allowed = None;
         for text in &texts {
             allowed = Some(self.judge_value(filter, text, trace)?);
@@ -227,24 +243,19 @@ impl<'a> Subject<'a> {
         let what = || format!("`{}` is not an allowed {}", filter.label, filter.noun);
         // Usernames mean the same in either case, so a deny pattern must meet both.
         let folds = matches!(filter.format, Some(Format::Recipient | Format::Username));
-        for pattern in &filter.deny {
-            let is_hit = if folds {
-                pattern.glob.matches_ignoring_case(text.as_bytes())
-            } else {
-                pattern.glob.matches(text.as_bytes())
-            };
-            trace.tried(&pattern.rule, || outcome(text, if is_hit { "denies" } else { "does not match" }));
-            if is_hit {
-                let reason = format!("`{}` matches a deny pattern", shown(text));
-                return Err(self.denial(&what(), &pattern.rule, reason));
-            }
+        trace_all(&filter.deny, text, folds, trace);
+        let denied = if folds {
+            filter.deny.find_ignoring_case(text.as_bytes())
+        } else {
+            filter.deny.find(text.as_bytes())
+        };
+        if let Some(pattern) = denied {
+            let reason = format!("`{}` matches a deny pattern", shown(text));
+            return Err(self.denial(&what(), &pattern.rule, reason));
         }
-        for pattern in &filter.allow {
-            let is_hit = pattern.glob.matches(text.as_bytes());
-            trace.tried(&pattern.rule, || outcome(text, if is_hit { "allows" } else { "does not match" }));
-            if is_hit {
-                return Ok(pattern.rule.clone());
-            }
+        trace_all(&filter.allow, text, false, trace);
+        if let Some(pattern) = filter.allow.find(text.as_bytes()) {
+            return Ok(pattern.rule.clone());
         }
         Err(self.denial(&what(), &filter.rule, format!("`{}` matches no allow pattern", shown(text))))
     }
@@ -260,8 +271,42 @@ impl<'a> Subject<'a> {
     }
 }
 
-fn outcome(text: &str, verb: &str) -> String {
-    format!("{verb} `{}`", shown(text))
+/// Notes every pattern and whether it matches, where somebody wants to know.
+pub(super) fn trace_all(patterns: &Patterns, text: &str, ignores_case: bool, trace: &mut Trace) {
+    if !trace.is_on() {
+        return;
+    }
+    for pattern in patterns.iter() {
+        let is_hit = pattern.glob.matches(text.as_bytes())
+            || ignores_case && pattern.glob.matches_ignoring_case(text.as_bytes());
+        let verb = if is_hit { "matches" } else { "does not match" };
+        trace.tried(&pattern.rule, || format!("{verb} `{}`", shown(text)));
+    }
+}
+
+/// Whether every filter lets an event pass; the rule that does not.
+pub(super) fn passes<'f>(
+    profile: &Profile,
+    filters: impl IntoIterator<Item = &'f Filter>,
+    event: Value<'_>,
+) -> Result<(), Rule> {
+    for filter in filters {
+        let mut found = Vec::new();
+        for path in &filter.fields {
+            collect_below(profile, event, &path.0, &mut found).map_err(|_| filter.rule.clone())?;
+        }
+        if found.is_empty() && filter.is_required {
+            return Err(filter.rule.clone());
+        }
+        for value in found {
+            let text = value.as_str().ok_or_else(|| filter.rule.clone())?;
+            if let Some(pattern) = filter.deny.find(text.as_bytes()) {
+                return Err(pattern.rule.clone());
+            }
+            filter.allow.find(text.as_bytes()).ok_or_else(|| filter.rule.clone())?;
+        }
+    }
+    Ok(())
 }
 
 /// The strings of a value that is one or an array of them.
@@ -302,7 +347,7 @@ fn collect_below<'a>(
             found.push(value);
             Ok(())
         }
-        (Kind::String, None) => Err("is one of more than 1024"),
+        (Kind::String, None) => Err("is one of more than 512"),
         (Kind::Object | Kind::String | Kind::Boolean | Kind::Number, _) => Err("is not text"),
     }
 }

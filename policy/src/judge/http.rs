@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::event::AnswerFilter;
 use super::{injected, redactable, take_rate};
 use crate::caller::Caller;
+use crate::content::{JsonSieve, Sieve};
 use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::secret::Secret;
@@ -78,22 +80,43 @@ impl RpcGate {
 
 /// The way through an endpoint whose body content filters must see whole.
 #[derive(Clone, Debug)]
-pub struct BodyGate {
-    request: Box<Request>,
+pub struct BodyGate(Box<BodyWork>);
+
+#[derive(Clone, Debug)]
+struct BodyWork {
+    request: Request,
     notes: Notes,
+    sieve: JsonSieve,
+    /// How much of the body has been looked at.
+    fed: usize,
 }
 
 impl BodyGate {
     /// The longest body, in bytes.
     #[must_use]
     pub fn max_body_bytes(&self) -> usize {
-        self.request.tool.http().map_or(0, HttpTool::max_body_bytes)
+        self.0.request.tool.http().map_or(0, HttpTool::max_body_bytes)
     }
 
     /// The tool's name.
     #[must_use]
     pub fn tool(&self) -> &str {
-        self.request.tool.name()
+        self.0.request.tool.name()
+    }
+
+    /// Looks at what has arrived since the last call; `body` is everything so far. Feeding the body as it comes spreads
+    /// the work; [`Policy::judge_body`] looks at what was not fed.
+    ///
+    /// # Errors
+    /// The refusal, as soon as it is certain.
+    pub fn feed(&mut self, body: &[u8]) -> Result<(), Box<Refusal>> {
+        let work = &mut *self.0;
+        let fresh = body.get(work.fed..).unwrap_or_default();
+        work.fed = body.len();
+        work.sieve.push(fresh).map_err(|found| {
+            let denial = found.denial(work.request.tool.name()).with_notes(work.notes.clone());
+            refusal(403, None, false, *denial)
+        })
     }
 }
 
@@ -107,6 +130,7 @@ pub struct Request {
     body: Option<Vec<u8>>,
     headers: Injected,
     secrets: Vec<Secret>,
+    answer_filter: Option<AnswerFilter>,
 }
 
 impl Request {
@@ -194,6 +218,18 @@ impl Request {
     pub fn secrets_to_redact(&self) -> &[Secret] {
         &self.secrets
     }
+
+    pub(super) fn http(&self) -> Option<&HttpTool> {
+        self.tool.http()
+    }
+
+    pub(super) fn answer_filter(&self) -> Option<&AnswerFilter> {
+        self.answer_filter.as_ref()
+    }
+
+    pub(super) fn set_answer_filter(&mut self, filter: Option<AnswerFilter>) {
+        self.answer_filter = filter;
+    }
 }
 
 impl Policy {
@@ -252,9 +288,29 @@ impl Policy {
             return Ok(HttpVerdict::Rpc(RpcGate { tool: tool.clone(), target }));
         }
         let request = self.request(tool, head.method, target, endpoint.kind).map_err(plain(503))?;
+        let mut notes = Notes { rule: Some(endpoint.rule.clone()), ..Notes::default() };
+        if !self.content.is_empty() {
+            notes.warnings = self.judge_target(tool, head.target).map_err(plain(403))?;
+            if request.wants_body() {
+                let sieve = JsonSieve::new(&self.content);
+                let work = BodyWork { request, notes, sieve, fed: 0 };
+                return Ok(HttpVerdict::Body(BodyGate(Box::new(work))));
+            }
+        }
         take_rate(tool, caller, limits, now_us).map_err(plain(429))?;
-        let notes = Notes { rule: Some(endpoint.rule.clone()), ..Notes::default() };
         Ok(HttpVerdict::Pass(Box::new(Judged { action: request, notes })))
+    }
+
+    /// Looks at a target with and without its percent signs undone.
+    fn judge_target(&self, tool: &Tool, target: &str) -> Result<Vec<Rule>, Box<Denial>> {
+        let mut sieve = Sieve::new(&self.content);
+        let look = |sieve: &mut Sieve| {
+            sieve.push(target.as_bytes())?;
+            sieve.push(b"\n")?;
+            sieve.push(&percent_decoded(target))
+        };
+        look(&mut sieve).map_err(|found| found.denial(tool.name()))?;
+        Ok(sieve.take_warnings())
     }
 
     /// Judges the whole body of an exchange that is not JSON-RPC.
@@ -269,11 +325,20 @@ impl Policy {
         now_us: u64,
         body: Vec<u8>,
     ) -> Result<Judged<Request>, Box<Refusal>> {
-        let BodyGate { mut request, notes } = gate;
+        let mut gate = gate;
+        gate.feed(&body)?;
+        let BodyWork { mut request, mut notes, mut sieve, .. } = *gate.0;
+        notes.warnings.extend(sieve.take_warnings());
         take_rate(&request.tool, caller, limits, now_us)
             .map_err(|denial| refusal(429, None, false, *denial.with_notes(notes.clone())))?;
         request.body = Some(body);
-        Ok(Judged { action: *request, notes })
+        Ok(Judged { action: request, notes })
+    }
+
+    /// A request for the tool's event stream that goes nowhere: for questions about events.
+    #[cfg(feature = "file")]
+    pub(crate) fn event_request(&self, tool: &str, caller: &Caller) -> Result<Request, Box<Denial>> {
+        self.request(self.tool_for(tool, caller)?, "GET", String::new(), EndpointKind::Stream)
     }
 
     pub(super) fn request(
@@ -291,6 +356,7 @@ impl Policy {
             body: None,
             headers: injected(tool, &self.vault, names)?,
             secrets: redactable(tool, &self.vault, names),
+            answer_filter: None,
             tool: tool.clone(),
         })
     }
@@ -425,6 +491,22 @@ fn literal_path(endpoint: &Endpoint) -> Option<String> {
         path.push_str(std::str::from_utf8(glob.as_literal()?).ok()?);
     }
     Some(path)
+}
+
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut parts = text.split('%');
+    let mut out = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let code = part.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match code {
+            Some(code) => {
+                out.push(code);
+                out.extend_from_slice(part.as_bytes().get(2..).unwrap_or_default());
+            }
+            None => out.extend_from_slice(part.as_bytes()),
+        }
+    }
+    out
 }
 
 /// A body is judged only where nobody can read it in another way.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::fields::{Fields, Reader};
+use super::tables::CLIENT;
 use super::yaml::Node;
 use crate::caller::{Client, Who};
 use crate::tool::Tool;
@@ -13,7 +14,7 @@ pub(super) fn read(reader: &Reader<'_>, node: Node, tools: &BTreeMap<Arc<str>, A
 }
 
 fn read_client(reader: &Reader<'_>, node: Node, tools: &BTreeMap<Arc<str>, Arc<Tool>>) -> Option<Client> {
-    let mut fields = reader.fields(node);
+    let mut fields = reader.fields(node, &CLIENT);
     let who = read_who(&mut fields);
     let mut names = Vec::new();
     let mut is_every = false;
@@ -36,15 +37,14 @@ fn read_client(reader: &Reader<'_>, node: Node, tools: &BTreeMap<Arc<str>, Arc<T
 }
 
 fn read_who(fields: &mut Fields<'_, '_>) -> Option<Who> {
-    const ID_MAX: u64 = u32::MAX as u64 - 1;
     let id = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let mut found = Vec::new();
     if let Some(agent) = fields.text("agent") {
         found.push(if agent.text == "*" { Who::AnyAgent } else { Who::Agent(agent.text) });
     }
-    found.extend(fields.number("gid", 0, ID_MAX).map(|gid| Who::Gid(id(gid))));
+    found.extend(fields.number("gid").map(|gid| Who::Gid(id(gid))));
     found.extend(fields.text("group").map(|group| Who::Group(group.text)));
-    found.extend(fields.number("uid", 0, ID_MAX).map(|uid| Who::Uid(id(uid))));
+    found.extend(fields.number("uid").map(|uid| Who::Uid(id(uid))));
     found.extend(fields.text("user").map(|user| Who::User(user.text)));
     if found.len() != 1 {
         fields.reader().error(fields.at, "a client is exactly one of agent, uid, gid, user, group");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::fields::{Fields, Reader};
+use super::tables::{AUDIT, RATE_LIMIT, SECRET};
 use super::yaml::{Node, Text, Yaml};
 use crate::glob::{Glob, GlobError};
 use crate::limits::RateLimit;
@@ -14,13 +15,10 @@ use crate::secret::{Secret, SecretId, SecretPlace, SecretSource, Vault};
 use crate::tool::{AuditRules, Pattern};
 use crate::verdict::Rule;
 
-/// The longest time any key may name: a week. Longer is a mistake in the unit.
-pub(super) const SECS_MAX: u64 = 7 * 24 * 3600;
-
 /// The tool being read.
 pub(super) struct Context {
     pub(super) tool: Arc<str>,
-    pub(super) line: u32,
+    pub(super) at: Position,
 }
 
 impl Context {
@@ -41,8 +39,8 @@ pub(super) struct Common {
 
 impl Common {
     pub(super) fn read(fields: &mut Fields<'_, '_>, context: &Context, timeout_secs: u64) -> Self {
-        let timeout = fields.number("timeout_secs", 1, SECS_MAX).unwrap_or(timeout_secs);
-        let max_concurrent = fields.number("max_concurrent", 1, 65_536).unwrap_or(16);
+        let timeout = fields.number("timeout_secs").unwrap_or(timeout_secs);
+        let max_concurrent = fields.number("max_concurrent").unwrap_or(16);
         Self {
             timeout: Duration::from_secs(timeout),
             max_concurrent: usize::try_from(max_concurrent).unwrap_or(16),
@@ -54,19 +52,9 @@ impl Common {
 }
 
 fn rate_limit(fields: &mut Fields<'_, '_>, context: &Context) -> Option<(RateLimit, Rule)> {
-    let mut limit = fields.fields("rate_limit")?;
-    let (at, max, window) =
-        (limit.at, limit.number("max_requests", 1, 1_000_000_000), limit.number("window_secs", 1, SECS_MAX));
-    let per = limit.text("per");
-    let per_client = match per.as_ref().map(|per| per.text.as_str()) {
-        None | Some("tool") => false,
-        Some("client") => true,
-        Some(_) => {
-            let at = per.map_or(at, |per| per.at);
-            limit.reader().error(at, "`per` is `tool` or `client`");
-            false
-        }
-    };
+    let mut limit = fields.fields("rate_limit", &RATE_LIMIT)?;
+    let (at, max, window) = (limit.at, limit.number("max_requests"), limit.number("window_secs"));
+    let per_client = limit.choice("per") == Some("client");
     if max.is_none() || window.is_none() {
         limit.reader().error(at, "a rate limit needs `max_requests` and `window_secs`");
     }
@@ -77,7 +65,7 @@ fn rate_limit(fields: &mut Fields<'_, '_>, context: &Context) -> Option<(RateLim
 
 fn audit(fields: &mut Fields<'_, '_>) -> AuditRules {
     let mut rules = AuditRules { enabled: true, log_argv: true, log_body: false, redact: Vec::new() };
-    let Some(mut audit) = fields.fields("audit") else { return rules };
+    let Some(mut audit) = fields.fields("audit", &AUDIT) else { return rules };
     rules.enabled = audit.bool("enabled").unwrap_or(true);
     rules.log_argv = audit.bool("log_argv").unwrap_or(true);
     rules.log_body = audit.bool("log_body").unwrap_or(false);
@@ -86,6 +74,9 @@ fn audit(fields: &mut Fields<'_, '_>) -> AuditRules {
             Ok(redaction) => rules.redact.push(redaction),
             Err(error) => bad_pattern(audit.reader(), &pattern, &error),
         }
+    }
+    if !rules.enabled {
+        audit.reader().lint(audit.at, "calls of this tool leave no trace in the audit log");
     }
     audit.finish();
     rules
@@ -108,12 +99,17 @@ pub(super) fn patterns<G>(
         match compile(&text.text) {
             Ok(glob) => {
                 let rule = context.rule(&format!("{path}{key}[{i}]"), text.at.line);
-                patterns.push(Pattern { glob, rule });
+                patterns.push(Pattern { glob, rule, looks_like_regex: looks_like_regex(&text.text) });
             }
             Err(error) => bad_pattern(fields.reader(), &text, &error),
         }
     }
     patterns
+}
+
+fn looks_like_regex(pattern: &str) -> bool {
+    let has = |part: &str| pattern.contains(part);
+    pattern.starts_with('^') || pattern.ends_with('$') || [".*", ".+", "\\d", "\\w", "|"].into_iter().any(has)
 }
 
 /// A list of globs that are no rules.
@@ -167,7 +163,7 @@ impl<'r, 'a> Secrets<'r, 'a> {
                 return Some(id);
             }
             Yaml::Map(_) => self.place(node, name, id, is_header)?,
-            Yaml::Bool(_) | Yaml::Int(_) | Yaml::List(_) | Yaml::Null | Yaml::Odd => {
+            Yaml::Bool(_) | Yaml::Int(_) | Yaml::List(_) | Yaml::Null | Yaml::Odd(_) => {
                 let wanted = "expected text in quotes, or one of file, env, credential, command";
                 self.reader.error(at, format!("`{}`: {wanted}", name.text));
                 return None;
@@ -214,7 +210,7 @@ impl<'r, 'a> Secrets<'r, 'a> {
         is_header: bool,
     ) -> Option<(Option<SecretPlace>, String)> {
         let at = node.at;
-        let mut fields = self.reader.fields(node);
+        let mut fields = self.reader.fields(node, &SECRET);
         let prefix = fields.text("prefix").map(|prefix| prefix.text).unwrap_or_default();
         if check_value(prefix.as_bytes(), is_header).is_err() && !prefix.is_empty() {
             self.reader.error(at, format!("the prefix of `{}` cannot stand there", name.text));
@@ -232,7 +228,7 @@ impl<'r, 'a> Secrets<'r, 'a> {
             }
             places.push(Some(SecretPlace::Credential(credential.text)));
         }
-        let cache_secs = fields.number("cache_secs", 0, SECS_MAX);
+        let cache_secs = fields.number("cache_secs");
         if let Some((at, node)) = fields.take("command") {
             let argv = self.reader.texts(node);
             match argv.first() {

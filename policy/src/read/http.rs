@@ -4,44 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::common::{Context, SECS_MAX, Secrets, absolute_path, patterns};
+use super::common::{Context, Secrets, absolute_path, patterns};
 use super::fields::{Fields, Reader};
-use super::yaml::{Node, Text, Yaml};
+use super::filters::FilterSource;
+use super::yaml::Text;
 use crate::glob::Glob;
-use crate::judge::{PATH_DEPTH_MAX, default_audit_name};
 use crate::profile::{JSON_RPC, PROFILES, Profile, SIGNAL_CLI};
 use crate::secret::SecretId;
-use crate::tool::{Endpoint, EndpointKind, FieldPath, Filter, HttpTool, RpcRules, Scheme, Segment, Upstream};
+use crate::tool::{Endpoint, EndpointKind, Filter, HttpTool, Patterns, RpcRules, Scheme, Segment, Upstream};
 use crate::verdict::Rule;
-
-/// Keys that only this kind of tool has.
-pub(super) const KEYS: &[&str] = &[
-    "api",
-    "upstream",
-    "host",
-    "ca_file",
-    "jsonrpc_allow_methods",
-    "jsonrpc_deny_methods",
-    "jsonrpc_param_filters",
-    "jsonrpc_allow_params",
-    "attachment_paths",
-    "http_allow",
-    "headers_inject",
-    "headers_allow",
-    "max_body_bytes",
-    "max_response_bytes",
-    "max_event_bytes",
-    "event_idle_secs",
-];
 
 /// Any of these makes a tool one that takes JSON-RPC.
 const RPC_KEYS: [&str; 4] =
     ["jsonrpc_allow_methods", "jsonrpc_deny_methods", "jsonrpc_param_filters", "jsonrpc_allow_params"];
 
 const MIB: u64 = 1024 * 1024;
-
-/// No body that is kept in memory may be longer, whatever the file says.
-const BODY_BYTES_MAX: u64 = 64 * MIB;
 
 /// Headers that belong to the connection and not to the request, or that the server writes itself.
 const HEADERS_FORBIDDEN: [&str; 11] = [
@@ -66,16 +43,18 @@ pub(super) fn read(
     let upstream = upstream(fields, context);
     let profile = profile(fields, context);
     let rpc = rpc_rules(fields, context, profile);
+    let event_filters = event_filters(fields, context, profile, &rpc);
     let endpoints = endpoints(fields, context, profile);
     if endpoints.is_empty() {
         let what = "has neither JSON-RPC rules nor http_allow: everything is denied";
         fields.reader().warn(fields.at, format!("tool `{}` {what}", context.tool));
     }
-    let idle = fields.number("event_idle_secs", 1, SECS_MAX);
+    let idle = fields.number("event_idle_secs");
     let http = HttpTool {
         upstream: upstream?,
         endpoints,
         rpc,
+        event_filters,
         headers_inject: headers_inject(fields, secrets, context),
         headers_allow: headers_allow(fields),
         max_body_bytes: size(fields, "max_body_bytes", 16 * MIB),
@@ -87,21 +66,15 @@ pub(super) fn read(
 }
 
 fn size(fields: &mut Fields<'_, '_>, key: &'static str, default: u64) -> usize {
-    let bytes = fields.number(key, 1, BODY_BYTES_MAX).unwrap_or(default);
+    let bytes = fields.number(key).unwrap_or(default);
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// The profile the file names, or that the tool's name or its rules imply.
 fn profile(fields: &mut Fields<'_, '_>, context: &Context) -> Option<&'static Profile> {
-    if let Some(api) = fields.text("api") {
-        let found = PROFILES.into_iter().find(|profile| profile.name == api.text);
-        if found.is_none() {
-            let names: Vec<_> = PROFILES.iter().map(|profile| profile.name).collect();
-            fields
-                .reader()
-                .error(api.at, format!("there is no api `{}`, only {}", api.text, names.join(", ")));
-        }
-        return found;
+    if fields.has("api") {
+        let api = fields.choice("api")?;
+        return PROFILES.into_iter().find(|profile| profile.name == api);
     }
     if *context.tool == *SIGNAL_CLI.name {
         return Some(&SIGNAL_CLI);
@@ -216,7 +189,8 @@ fn endpoints(
 ) -> Vec<Endpoint> {
     let Some((_, node)) = fields.take("http_allow") else {
         let Some(profile) = profile else { return Vec::new() };
-        let rule = || Rule::new(format!("{}: the endpoints of {}", context.tool, profile.name), context.line);
+        let rule =
+            || Rule::new(format!("{}: the endpoints of {}", context.tool, profile.name), context.at.line);
         let compile = |endpoint: &'static crate::profile::ProfileEndpoint| Endpoint {
             method: endpoint.method.to_owned(),
             path: endpoint.path.split('/').skip(1).map(|part| Segment::One(Glob::literal(part))).collect(),
@@ -274,9 +248,8 @@ fn headers_inject(
     secrets: &mut Secrets<'_, '_>,
     context: &Context,
 ) -> Vec<(Arc<str>, SecretId)> {
-    let Some((_, node)) = fields.take("headers_inject") else { return Vec::new() };
     let mut injected = Vec::new();
-    for (name, node) in fields.reader().entries(node) {
+    for (name, node) in fields.entries("headers_inject") {
         if is_header(fields.reader(), &name)
             && let Some(id) = secrets.read(context, &name, node, true)
         {
@@ -317,8 +290,8 @@ fn is_header(reader: &Reader<'_>, name: &Text) -> bool {
 fn rpc_rules(fields: &mut Fields<'_, '_>, context: &Context, profile: Option<&'static Profile>) -> RpcRules {
     let mut rules = RpcRules {
         profile,
-        allow: patterns(fields, context, "jsonrpc_allow_methods", "", Glob::new),
-        deny: patterns(fields, context, "jsonrpc_deny_methods", "", Glob::new),
+        allow: Patterns::new(patterns(fields, context, "jsonrpc_allow_methods", "", Glob::new)),
+        deny: Patterns::new(patterns(fields, context, "jsonrpc_deny_methods", "", Glob::new)),
         methods: BTreeMap::new(),
         attachment_paths: Vec::new(),
     };
@@ -327,20 +300,17 @@ fn rpc_rules(fields: &mut Fields<'_, '_>, context: &Context, profile: Option<&'s
             rules.attachment_paths.push(path.text);
         }
     }
-    if let Some((_, node)) = fields.take("jsonrpc_param_filters") {
-        for (method, node) in fields.reader().entries(node) {
-            check_method(fields.reader(), &rules, &method);
-            let filters = read_filters(fields.reader(), context, profile, &method, node);
-            rules.methods.entry(method.text).or_default().filters = filters;
-        }
+    for (method, node) in fields.entries("jsonrpc_param_filters") {
+        check_method(fields.reader(), &rules, &method);
+        let source = FilterSource { context, profile, key: "jsonrpc_param_filters", is_event: false };
+        rules.methods.entry(method.text.clone()).or_default().filters =
+            source.read(fields.reader(), &method, node);
     }
-    if let Some((_, node)) = fields.take("jsonrpc_allow_params") {
-        for (method, node) in fields.reader().entries(node) {
-            check_method(fields.reader(), &rules, &method);
-            let names = fields.reader().texts(node).into_iter().map(|name| name.text).collect();
-            let rule = context.rule(&format!("jsonrpc_allow_params.{}", method.text), method.at.line);
-            rules.methods.entry(method.text).or_default().allow_params = Some((names, rule));
-        }
+    for (method, node) in fields.entries("jsonrpc_allow_params") {
+        check_method(fields.reader(), &rules, &method);
+        let names = fields.reader().texts(node).into_iter().map(|name| name.text).collect();
+        let rule = context.rule(&format!("jsonrpc_allow_params.{}", method.text), method.at.line);
+        rules.methods.entry(method.text).or_default().allow_params = Some((names, rule));
     }
     rules
 }
@@ -348,8 +318,7 @@ fn rpc_rules(fields: &mut Fields<'_, '_>, context: &Context, profile: Option<&'s
 /// A rule for a method that cannot be called is a mistake: most likely the method's name is.
 fn check_method(reader: &Reader<'_>, rules: &RpcRules, method: &Text) {
     let name = method.text.as_bytes();
-    let is_allowed = rules.allow.iter().any(|pattern| pattern.glob.matches(name));
-    if !is_allowed || rules.deny.iter().any(|pattern| pattern.glob.matches(name)) {
+    if rules.allow.find(name).is_none() || rules.deny.find(name).is_some() {
         reader.error(
             method.at,
             format!("method `{}` is not allowed, so this would have no effect", method.text),
@@ -357,81 +326,20 @@ fn check_method(reader: &Reader<'_>, rules: &RpcRules, method: &Text) {
     }
 }
 
-fn read_filters(
-    reader: &Reader<'_>,
+/// Filters on events. A tool without JSON-RPC rules has no methods; its events have names all the same.
+fn event_filters(
+    fields: &mut Fields<'_, '_>,
     context: &Context,
     profile: Option<&'static Profile>,
-    method: &Text,
-    node: Node,
-) -> Vec<Filter> {
-    let path = format!("jsonrpc_param_filters.{}.", method.text);
-    match node.value {
-        Yaml::List(list) => {
-            let read = |(i, node)| {
-                let path = format!("jsonrpc_param_filters.{}[{i}].", method.text);
-                read_filter(reader, context, profile, &path, node)
-            };
-            list.into_iter().enumerate().filter_map(read).collect()
+    rules: &RpcRules,
+) -> BTreeMap<String, Vec<Filter>> {
+    let mut all = BTreeMap::new();
+    for (event, node) in fields.entries("event_filters") {
+        if profile.is_some() {
+            check_method(fields.reader(), rules, &event);
         }
-        Yaml::Bool(_) | Yaml::Int(_) | Yaml::Map(_) | Yaml::Null | Yaml::Odd | Yaml::Text(_) => {
-            read_filter(reader, context, profile, &path, node).into_iter().collect()
-        }
+        let source = FilterSource { context, profile, key: "event_filters", is_event: true };
+        all.insert(event.text.clone(), source.read(fields.reader(), &event, node));
     }
-}
-
-fn read_filter(
-    reader: &Reader<'_>,
-    context: &Context,
-    profile: Option<&'static Profile>,
-    path: &str,
-    node: Node,
-) -> Option<Filter> {
-    let mut fields = reader.fields(node);
-    let at = fields.at;
-    let mut names = fields.texts("fields");
-    if let Some(name) = fields.text("field") {
-        if !names.is_empty() {
-            reader.error(name.at, "a filter has `field` or `fields`, not both");
-        }
-        names.push(name);
-    }
-    let allow = patterns(&mut fields, context, "allow_patterns", path, Glob::new);
-    let deny = patterns(&mut fields, context, "deny_patterns", path, Glob::new);
-    let is_required = fields.bool("required").unwrap_or(true);
-    let audit_as = fields.text("audit_as").map(|name| Arc::from(name.text));
-    fields.finish();
-    let Some(first) = names.first() else {
-        reader.error(at, "a filter needs `field` or `fields`");
-        return None;
-    };
-    if allow.is_empty() {
-        reader.warn(at, "the filter has no allow_patterns: it denies every value");
-    }
-    let label = first.text.clone();
-    let paths: Vec<_> = names.iter().filter_map(|name| field_path(reader, profile, name)).collect();
-    let destination = match paths.first().map(|path| path.0.as_slice()) {
-        Some([folded]) => profile.and_then(|profile| profile.destination(folded)),
-        _ => None,
-    };
-    let folded = destination.map(|destination| destination.name);
-    Some(Filter {
-        fields: paths,
-        label,
-        allow,
-        deny,
-        is_required,
-        audit_as: audit_as.or_else(|| default_audit_name(profile, folded?)),
-        format: destination.map(|destination| destination.format),
-        noun: destination.map_or("value", |destination| destination.noun),
-        rule: context.rule(path.trim_end_matches('.'), at.line),
-    })
-}
-
-fn field_path(reader: &Reader<'_>, profile: Option<&Profile>, name: &Text) -> Option<FieldPath> {
-    let parts: Vec<_> = name.text.split('.').map(|part| profile.unwrap_or(&JSON_RPC).fold(part)).collect();
-    if parts.iter().any(String::is_empty) || parts.len() > PATH_DEPTH_MAX {
-        reader.error(name.at, format!("`{}` is no path of one to 8 names", name.text));
-        return None;
-    }
-    Some(FieldPath(parts))
+    all
 }

@@ -4,8 +4,9 @@
 //! and not only the first, and no message is made by somebody who does not know what is secret.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
-use serde_saphyr::{Location, Spanned};
+use serde_saphyr::{Error, Location, Spanned};
 use std::fmt;
 
 use crate::problem::{Position, Problem, Source};
@@ -28,8 +29,8 @@ pub(crate) enum Yaml {
     List(Vec<Node>),
     Map(Vec<(Text, Node)>),
     Null,
-    /// A negative number or a fraction: no key of a policy takes one.
-    Odd,
+    /// A negative number or a fraction, in JSON's spelling: only the parameters of a test may be one.
+    Odd(String),
     Text(String),
 }
 
@@ -65,7 +66,7 @@ pub(crate) fn read(source: &Source, text: &str) -> Result<Node, Problem> {
         if source.is_secret(at) {
             return source.problem(at, "cannot be read (the line may hold a secret and is not shown)");
         }
-        source.problem(at, plain_message(&error.to_string()))
+        source.problem(at, message(&error))
     })
 }
 
@@ -74,13 +75,24 @@ fn position(location: Location) -> Position {
     Position { line: number(location.line()), column: number(location.column()) }
 }
 
-/// The reader's message without the place, which stands in front of ours.
-fn plain_message(message: &str) -> String {
-    let first = message.lines().next().unwrap_or_default();
-    let plain = match first.rfind(" at line ") {
-        Some(at) => first.get(..at).unwrap_or(first),
-        None => first,
-    };
+/// The YAML reader's message without the place, which stands in front of ours, and without advice about its options.
+fn message(error: &Error) -> String {
+    let error = error.without_snippet();
+    if let Error::DuplicateMappingKey { key, .. } = error {
+        return format!("the key `{}` is there twice", key.as_deref().unwrap_or("?"));
+    }
+    if let Error::MergeKeyNotAllowed { .. } = error {
+        return "merge keys (`<<`) are not allowed".to_owned();
+    }
+    if let Error::Budget { breach, .. } = error {
+        let is_anchor = matches!(breach, BudgetBreach::Anchors { .. } | BudgetBreach::Aliases { .. });
+        let what =
+            if is_anchor { "anchors and aliases are not allowed" } else { "nested too deep, or too large" };
+        return what.to_owned();
+    }
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let plain = first.rfind(" at line ").and_then(|at| first.get(..at)).unwrap_or(first);
     plain.trim_end_matches([':', ' ']).to_owned()
 }
 
@@ -115,19 +127,19 @@ impl<'de> Visitor<'de> for YamlVisitor {
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Yaml, E> {
-        Ok(u64::try_from(value).map_or(Yaml::Odd, Yaml::Int))
+        Ok(u64::try_from(value).map_or_else(|_| Yaml::Odd(value.to_string()), Yaml::Int))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Yaml, E> {
-        Ok(Yaml::Odd)
+    fn visit_f64<E>(self, value: f64) -> Result<Yaml, E> {
+        Ok(Yaml::Odd(value.to_string()))
     }
 
-    fn visit_i128<E>(self, _: i128) -> Result<Yaml, E> {
-        Ok(Yaml::Odd)
+    fn visit_i128<E>(self, value: i128) -> Result<Yaml, E> {
+        Ok(Yaml::Odd(value.to_string()))
     }
 
-    fn visit_u128<E>(self, _: u128) -> Result<Yaml, E> {
-        Ok(Yaml::Odd)
+    fn visit_u128<E>(self, value: u128) -> Result<Yaml, E> {
+        Ok(Yaml::Odd(value.to_string()))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Yaml, E> {
