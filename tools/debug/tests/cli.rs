@@ -3,7 +3,7 @@
 #![expect(clippy::expect_used, reason = "a test ends where something is not as expected")]
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -87,6 +87,34 @@ fn audit_chooses_records() {
     assert_eq!((code, stdout.lines().count()), (Some(0), 3));
     assert!(stdout.contains("deny   op item delete"), "{stdout}");
     assert_eq!(run(&["audit", "--file", "/nowhere/audit.log"]).0, Some(69));
+}
+
+#[test]
+fn a_followed_log_is_followed_over_its_rotation() {
+    let folder = Folder::create("carapace-debug-test").expect("a folder");
+    let log = file(&folder, "audit.log", LOG);
+    let record = |number: usize| format!("{{\"tool\":\"t\",\"number\":{number}}}\n");
+    let append = |text: &str| {
+        let mut file = fs::OpenOptions::new().append(true).create(true).open(&log).expect("opens");
+        file.write_all(text.as_bytes()).expect("written");
+    };
+    let mut command = debug(&["audit", "--follow", "--tool", "t", "--format", "json", "--file"]);
+    let mut child = command.arg(&log).stdout(Stdio::piped()).spawn().expect("runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut next = || lines.next().expect("goes on").expect("text");
+    append(&record(1));
+    assert_eq!(next(), record(1).trim());
+    // Written just before the rotation, and after it.
+    append(&record(2));
+    fs::rename(&log, folder.join("audit.log.1")).expect("renamed");
+    append(&record(3));
+    assert_eq!((next().as_str(), next().as_str()), (record(2).trim(), record(3).trim()));
+    // Half a record is none.
+    append("{\"tool\":\"t\",");
+    append("\"number\":4}\n");
+    assert_eq!(next(), record(4).trim());
+    child.kill().expect("killed");
+    child.wait().expect("ends");
 }
 
 #[test]
