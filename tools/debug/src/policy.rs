@@ -204,7 +204,8 @@ fn judge_exec(policy: &Policy, caller: &Caller, asked: &Asked, argv: &[String]) 
     match policy.judge_exec(caller, &mut Limits::new(), 0, &request) {
         Ok(judged) => {
             let words = judged.action.argv().iter().map(|word| String::from_utf8_lossy(word).into_owned());
-            Decision::allowed(json!(words.collect::<Vec<_>>()).to_string(), &judged.notes)
+            let argv = json!(words.collect::<Vec<_>>());
+            Decision::allowed(format!("{} as {argv}", judged.action.binary()), &judged.notes)
         }
         Err(denial) => Decision::denied(&denial),
     }
