@@ -286,7 +286,12 @@ fn a_response_is_read() {
     let old = b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\n";
     assert!(!response(old, "GET").unwrap().unwrap().keep_alive);
     let compressed = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\n\r\n";
-    assert!(!response(compressed, "GET").unwrap().unwrap().is_event_stream());
+    let compressed = response(compressed, "GET").unwrap().unwrap();
+    assert!(compressed.is_encoded() && !compressed.is_event_stream());
+    let twice = b"HTTP/1.1 200 OK\r\nContent-Encoding: identity\r\nContent-Encoding: identity, br\r\n\r\n";
+    assert!(response(twice, "GET").unwrap().unwrap().is_encoded());
+    let plain = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: Identity\r\n\r\n";
+    assert!(response(plain, "GET").unwrap().unwrap().is_event_stream());
 }
 
 #[test]

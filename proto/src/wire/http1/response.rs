@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 
+use super::fields::list_members;
 use super::request::Known;
 use super::scan::Kind;
 use super::{
@@ -56,12 +57,23 @@ impl<'a> ResponseHead<'a> {
         self.status < 200
     }
 
-    /// Whether the body is an event stream (WHATWG HTML, 9.2.2): by its type alone, whatever the path. One that
-    /// is compressed is a body like any other, because its events cannot be seen.
+    /// Whether the body is an event stream (WHATWG HTML, section 9.2.5): by its type alone, whatever the path.
+    ///
+    /// One that [is encoded](Self::is_encoded) is a body like any other, because its events cannot be seen; whoever
+    /// has to filter them must refuse it.
     #[must_use]
     pub fn is_event_stream(&self) -> bool {
-        self.content_type.is_some_and(|value| media_type_is(value, "text/event-stream"))
-            && self.field("content-encoding").is_none_or(|coding| coding.eq_ignore_ascii_case(b"identity"))
+        self.content_type.is_some_and(|value| media_type_is(value, "text/event-stream")) && !self.is_encoded()
+    }
+
+    /// Whether the body is compressed, or otherwise encoded (RFC 9110, section 8.4).
+    #[must_use]
+    pub fn is_encoded(&self) -> bool {
+        self.fields
+            .iter()
+            .filter(|field| field.is("content-encoding"))
+            .flat_map(|field| list_members(field.value))
+            .any(|coding| !coding.eq_ignore_ascii_case(b"identity"))
     }
 
     /// The field lines that may be passed on: not hop-by-hop, no cookies, no framing.
