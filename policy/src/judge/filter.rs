@@ -61,7 +61,10 @@ impl<'a> Subject<'a> {
     ) -> Result<Option<Rule>, Box<Denial>> {
         let none = MethodRules::default();
         let rules = self.rules.methods.get(self.method).unwrap_or(&none);
-        if self.params.is_some_and(|params| params.kind() == Kind::Array) {
+        if self
+            .params
+            .is_some_and(|params| params.kind() == Kind::Array && params.elements().next().is_some())
+        {
             self.judge_positional(rules)?;
         }
         self.judge_names(rules, trace)?;

@@ -463,7 +463,7 @@ fn matches_path(pattern: &[Segment], path: &str) -> bool {
     let mut segments = path.split('/').skip(1);
     for part in pattern {
         match part {
-            Segment::Rest => return true,
+            Segment::Rest => return segments.next().is_some(),
             Segment::One(glob) => match segments.next() {
                 Some(segment) if !segment.is_empty() && glob.matches(segment.as_bytes()) => {}
                 Some(segment) if segment.is_empty() && glob.as_literal() == Some(b"") => {}

@@ -84,8 +84,9 @@ impl fmt::Display for Explained {
 impl Policy {
     /// What would become of a request, given as JSON:
     /// `{"tool": T, "method": M, "params": {...}}` for a JSON-RPC call, `{"tool": T, "argv": [...]}` for a program (with
-    /// `env`, `cwd`, `tty`, `stdin`), `{"tool": T, "http": "GET /path"}` for any other exchange (with `body`), or
-    /// `{"tool": T, "event": E, "data": ...}` for what comes back on an event stream; each with an optional `client`.
+    /// `env`, `cwd`, `tty`, `stdin`), `{"tool": T, "method": "GET", "path": "/path"}` for any other exchange (with
+    /// `body`), or `{"tool": T, "event": E, "data": ...}` for what comes back on an event stream; each with an optional
+    /// `client`.
     ///
     /// Rate limits count from zero, and secrets count as found.
     ///
@@ -112,13 +113,17 @@ impl Policy {
         let mut limits = Limits::new();
         let circumstances =
             Circumstances { caller: &caller, limits: &mut limits, now_us: 0, trace: &mut trace };
-        let answer = match (ask.method.as_ref(), &ask.argv, ask.http.as_ref(), ask.event.as_ref()) {
+        let is_cli = policy.tool(&ask.tool).is_some_and(|tool| tool.cli().is_some());
+        let answer = match (ask.method.as_ref(), ask.path.as_ref(), &ask.argv, ask.event.as_ref()) {
             (Some(method), None, None, None) => policy.ask_rpc(ask, method, circumstances),
-            (None, Some(argv), None, None) => policy.ask_exec(ask, argv, circumstances),
-            (None, None, Some(http), None) => policy.ask_http(ask, http, circumstances)?,
+            (Some(method), Some(path), None, None) => policy.ask_http(ask, method, path, circumstances),
+            (None, None, Some(argv), None) => policy.ask_exec(ask, argv, circumstances),
+            (None, None, None, None) if is_cli => policy.ask_exec(ask, &[], circumstances),
             (None, None, None, Some(event)) => policy.ask_event(ask, event, &caller),
             (_, _, _, _) => {
-                return Err("a request has exactly one of `method`, `argv`, `http` and `event`".to_owned());
+                return Err(
+                    "a request has exactly one of `method`, `method` with `path`, `argv`, `event`".to_owned()
+                );
             }
         };
         let steps = trace.into_steps();
@@ -175,38 +180,31 @@ impl Policy {
         Ok((notes, action))
     }
 
-    /// # Errors
-    /// When the request is not one.
     fn ask_http(
         &self,
         ask: &Ask<'_>,
-        http: &str,
+        method: &str,
+        target: &str,
         mut circumstances: Circumstances<'_>,
-    ) -> Result<Answer, String> {
-        let (method, target) = http.split_once(' ').ok_or("`http` is `METHOD /path`")?;
+    ) -> Answer {
         let head =
             HttpHead { method, target, content_type: Some("application/json"), content_encoding: None };
         let Circumstances { caller, limits, now_us, trace } = &mut circumstances;
         let body = ask.body.as_deref().unwrap_or_default();
-        let verdict = match self.judge_head(&ask.tool, caller, limits, *now_us, &head, trace) {
-            Ok(verdict) => verdict,
-            Err(refusal) => return Ok(Err(Box::new(refusal.denial))),
-        };
-        Ok(match verdict {
-            HttpVerdict::Pass(judged) => {
-                Ok((judged.notes, vec![("target", judged.action.target().to_owned())]))
-            }
-            HttpVerdict::Body(gate) => {
-                match self.judge_body(gate, caller, limits, *now_us, body.as_bytes().to_vec()) {
-                    Ok(judged) => Ok((judged.notes, vec![("target", judged.action.target().to_owned())])),
-                    Err(refusal) => Err(Box::new(refusal.denial)),
-                }
-            }
+        let verdict = self
+            .judge_head(&ask.tool, caller, limits, *now_us, &head, trace)
+            .unwrap_or_else(HttpVerdict::Refuse);
+        let judged = match verdict {
+            HttpVerdict::Pass(judged) => *judged,
+            HttpVerdict::Body(gate) => self
+                .judge_body(gate, caller, limits, *now_us, body.as_bytes().to_vec())
+                .map_err(|refusal| Box::new(refusal.denial))?,
             HttpVerdict::Rpc(gate) => {
-                whole_answer(self.judge_rpc_traced(&gate, body.as_bytes(), &mut circumstances))
+                return whole_answer(self.judge_rpc_traced(&gate, body.as_bytes(), &mut circumstances));
             }
-            HttpVerdict::Refuse(refusal) => Err(Box::new(refusal.denial)),
-        })
+            HttpVerdict::Refuse(refusal) => return Err(Box::new(refusal.denial)),
+        };
+        Ok((judged.notes, vec![("target", judged.action.target().to_owned())]))
     }
 
     fn ask_event(&self, ask: &Ask<'_>, event: &str, caller: &Caller) -> Answer {
@@ -270,7 +268,7 @@ struct Ask<'a> {
     cwd: Option<Cow<'a, str>>,
     tty: bool,
     stdin: Option<Cow<'a, str>>,
-    http: Option<Cow<'a, str>>,
+    path: Option<Cow<'a, str>>,
     body: Option<Cow<'a, str>>,
     event: Option<Cow<'a, str>>,
     data: Option<Value<'a>>,
@@ -299,7 +297,7 @@ impl<'a> Ask<'a> {
                 "cwd" => ask.cwd = Some(text()?),
                 "tty" => ask.tty = value.bytes() == b"true",
                 "stdin" => ask.stdin = Some(text()?),
-                "http" => ask.http = Some(text()?),
+                "path" => ask.path = Some(text()?),
                 "body" => ask.body = Some(text()?),
                 "event" => ask.event = Some(text()?),
                 "data" => ask.data = Some(value),
@@ -342,9 +340,15 @@ fn peer(value: Value<'_>) -> Result<Peer, String> {
             "user" => std::mem::replace(&mut peer.user, text).is_none() && peer.user.is_some(),
             "uid" => std::mem::replace(&mut peer.uid, id).is_none() && peer.uid.is_some(),
             "gid" => std::mem::replace(&mut peer.gid, id).is_none() && peer.gid.is_some(),
-            _ => {
+            "group" => {
                 peer.groups.extend(text);
                 !peer.groups.is_empty()
+            }
+            // The table has no other key.
+            _ => {
+                let groups = texts(value).unwrap_or_default();
+                peer.groups.extend(groups.into_iter().map(Cow::into_owned));
+                value.kind() == Kind::Array
             }
         };
         if !is_good {

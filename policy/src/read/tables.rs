@@ -285,7 +285,10 @@ static WHO: &[Key] = &[
 ];
 
 /// Whom a test or a question is asked for.
-pub(crate) static ASKER: Table = Table { name: "asker", groups: &[WHO] };
+pub(crate) static ASKER: Table = Table {
+    name: "asker",
+    groups: &[WHO, &[key("groups", Shape::Texts, "The names of the groups that it is a member of.")]],
+};
 
 pub(crate) static CONTENT_FILTER: Table = Table {
     name: "content_filter",
@@ -309,14 +312,14 @@ pub(crate) static REQUEST: Table = Table { name: "request", groups: &[REQUEST_KE
 static REQUEST_KEYS: &[Key] = &[
     key("tool", Shape::Text, "The tool."),
     key("client", Shape::Fields(&ASKER), "Who asks. Absent: somebody who may use every tool."),
-    key("method", Shape::Text, "A JSON-RPC method."),
+    key("method", Shape::Text, "A JSON-RPC method; with `path` an HTTP method."),
     key("params", Shape::Any, "Its parameters."),
     key("argv", Shape::Texts, "The arguments of a program, without its name."),
     key("env", Shape::Map(&Shape::Text), "Variables that the caller sets."),
     key("cwd", Shape::Text, "The caller's directory."),
     key("tty", Shape::Bool, "Whether a terminal is asked for."),
     key("stdin", Shape::Text, "What the program would read."),
-    key("http", Shape::Text, "METHOD /path?query."),
+    key("path", Shape::Text, "A path with its query; `method` is then the HTTP method."),
     key("body", Shape::Text, "The body of that."),
     key("event", Shape::Text, "The name of an event of a stream."),
     key("data", Shape::Any, "Its data."),
