@@ -36,6 +36,8 @@ pub(super) struct About {
     pub(super) path: String,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
+    /// Events that a filter left out.
+    pub(super) events_dropped: u64,
     /// Whether an effect was allowed to begin, so that its outcome must be recorded.
     pub(super) owes_outcome: bool,
     /// Whether records are written for this tool.

@@ -283,6 +283,7 @@ impl Server {
             path: path.to_owned(),
             bytes_in: 0,
             bytes_out: 0,
+            events_dropped: 0,
             owes_outcome: false,
             is_audited: self.policy.tool(tool).is_none_or(|tool| tool.audit().enabled),
         };
@@ -300,6 +301,7 @@ impl Server {
             path: String::new(),
             bytes_in: 0,
             bytes_out: 0,
+            events_dropped: 0,
             owes_outcome: false,
             is_audited: self.policy.tool(&tool).is_none_or(|tool| tool.audit().enabled),
         };

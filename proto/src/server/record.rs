@@ -189,6 +189,9 @@ impl Server {
             }
             line.number("bytes_in", call.about.bytes_in);
             line.number("bytes_out", call.about.bytes_out);
+            if call.about.events_dropped > 0 {
+                line.number("events_dropped", call.about.events_dropped);
+            }
             let micros = u64::try_from(now.since(call.begun).as_micros()).unwrap_or(u64::MAX);
             line.number("duration_us", micros);
             line.end();

@@ -24,6 +24,13 @@ tools:
     jsonrpc_param_filters:
       send: { field: recipient, allow_patterns: ["+1*"], deny_patterns: ["+15551234567"], audit_as: phone_number }
     timeout_secs: 30
+  filtered:
+    type: http
+    api: signal-cli
+    upstream: "http://127.0.0.1:18081"
+    jsonrpc_allow_methods: [receive]
+    event_filters:
+      receive: { field: envelope.sourceNumber, allow_patterns: ["+1*"] }
   echo:
     type: cli
     binary: /bin/echo
@@ -246,9 +253,19 @@ impl Host {
 
     /// Asks for something over HTTP; the stream's replies are in `replies`.
     pub(crate) fn request(&mut self, method: &str, target: &str, body: Option<&[u8]>) -> StreamId {
+        self.request_of("signal-cli", method, target, body)
+    }
+
+    pub(crate) fn request_of(
+        &mut self,
+        tool: &str,
+        method: &str,
+        target: &str,
+        body: Option<&[u8]>,
+    ) -> StreamId {
         let stream = self.open();
         self.session.open(stream);
-        let mut items = format!("signal-cli\0{method}\0{target}\0").into_bytes();
+        let mut items = format!("{tool}\0{method}\0{target}\0").into_bytes();
         if let Some(body) = body {
             items.extend_from_slice(
                 format!("content-type\0application/json\0content-length\0{}\0", body.len()).as_bytes(),

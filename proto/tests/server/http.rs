@@ -460,3 +460,34 @@ fn half_read_bodies_do_not_wait_for_each_other() {
     host.send(StreamId(6), &StreamFrame::Request { body: true, items });
     assert_eq!(host.replies.get(&StreamId(6)).and_then(|reply| reply.status), None);
 }
+
+#[test]
+fn events_that_a_filter_refuses_never_reach_the_client_and_are_counted() {
+    let mut host = Host::new();
+    let stream = host.request_of("filtered", "GET", "/api/v1/events", None);
+    let upstream = host.accept_upstream();
+    host.upstream_says(upstream, EVENTS);
+    for number in ["+4915112345678", "+12025550123"] {
+        let event = format!("event:receive\ndata:{{\"envelope\":{{\"sourceNumber\":\"{number}\"}}}}\n\n");
+        host.upstream_says(upstream, &chunk(&event));
+    }
+    host.upstream_says(upstream, &chunk("event:receive\ndata:not json\n\n"));
+    host.upstream_says(upstream, b"0\r\n\r\n");
+    let text = host.replies[&stream].text();
+    assert!(text.contains("+12025550123") && !text.contains("+49") && !text.contains("not json"), "{text}");
+    assert_eq!(host.records()[1]["events_dropped"], 2);
+}
+
+#[test]
+fn filtered_events_cannot_hide_in_an_encoding_or_under_a_status() {
+    for head in [
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx",
+        "HTTP/1.1 206 Partial Content\r\nContent-Type: text/event-stream\r\nContent-Length: 1\r\n\r\nx",
+    ] {
+        let mut host = Host::new();
+        let stream = host.request_of("filtered", "GET", "/api/v1/events", None);
+        let upstream = host.accept_upstream();
+        host.upstream_says(upstream, head.as_bytes());
+        assert_eq!(host.replies[&stream].status, Some(502));
+    }
+}
