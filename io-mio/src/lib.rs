@@ -14,6 +14,7 @@
 //! | [`config`], [`log`] | flags, environment, what is logged and how |
 //! | `raw` | all unsafe code |
 
+pub mod agent;
 pub mod audit;
 pub mod child;
 pub mod clock;

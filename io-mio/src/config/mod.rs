@@ -1,5 +1,6 @@
 //! Configuration: flags win over the environment, the environment over defaults, and each value knows where it is from.
 
+pub mod agent;
 pub mod server;
 mod setting;
 
