@@ -13,6 +13,10 @@ use crate::verdict::{Denial, DenialKind, Rule, shown};
 /// A shorter secret is not looked for in a tool's output: it would be found by chance.
 pub(crate) const REDACTABLE_BYTES_MIN: usize = 8;
 
+/// What a warning says of such a secret.
+pub(crate) const TOO_SHORT: &str =
+    "is shorter than 8 bytes and will not be removed from what the tool prints";
+
 /// A policy: which tools there are, who may use them, and for what. Nothing in it changes after loading but the secrets.
 /// Cloning shares everything but those.
 #[derive(Clone, Debug)]
@@ -116,7 +120,8 @@ impl Policy {
     }
 
     /// Takes a secret that the loader has fetched, also again when it has changed. One line end after what a file, a
-    /// credential or a command gave does not belong to it. Until it is provided, each call of its tool is refused.
+    /// credential or a command gave does not belong to it. Until it is provided, each call of its tool is refused. One
+    /// too short to be found in output adds to the [`warnings`](Self::warnings).
     ///
     /// # Errors
     /// When the value cannot be used where it is to go: it is empty, or holds a NUL, or (for a header) a control
@@ -134,13 +139,15 @@ impl Policy {
             return Err(source.problem(format!("the secret for `{}` {what}", source.name)));
         }
         self.vault.put(id, &source.prefix, Secret::new(bytes));
+        if bytes.len() < REDACTABLE_BYTES_MIN {
+            let warning = source.problem(format!("the secret for `{}` {TOO_SHORT}", source.name));
+            let is_known =
+                |known: &Problem| known.at() == warning.at() && known.message() == warning.message();
+            if !self.warnings.iter().any(is_known) {
+                self.warnings.push(warning);
+            }
+        }
         Ok(())
-    }
-
-    /// Whether a secret of this length is too short to be looked for in output; worth a warning when it is provided.
-    #[must_use]
-    pub fn is_too_short_to_redact(len: usize) -> bool {
-        len < REDACTABLE_BYTES_MIN
     }
 
     /// The tool, if it exists and the caller may use it. Both failures look the same from outside.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::common::{Context, Secrets, absolute_path, bad_pattern, globs, patterns};
+use super::common::{Context, absolute_path, bad_pattern, globs, patterns};
 use super::fields::{Fields, Reader};
+use super::secrets::{Secrets, Target};
 use super::tables::{COMMAND, FLAG, LIMITS};
 use super::yaml::{Node, Text, Yaml};
 use crate::commands::{Command, Flag, FlagValue};
@@ -70,7 +71,7 @@ fn env_inject(
     for (name, node) in fields.entries("env_inject") {
         if !is_variable(&name) {
             fields.reader().error(name.at, "this is no name for an environment variable");
-        } else if let Some(id) = secrets.read(context, &name, node, false) {
+        } else if let Some(id) = secrets.read(context, &name, node, Target::Variable) {
             injected.push((name.text.as_str().into(), id));
         }
     }

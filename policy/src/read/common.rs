@@ -4,14 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::fields::{Fields, Reader};
-use super::tables::{AUDIT, RATE_LIMIT, SECRET};
-use super::yaml::{Node, Text, Yaml};
+use super::tables::{AUDIT, RATE_LIMIT};
+use super::yaml::Text;
 use crate::glob::{Glob, GlobError};
 use crate::limits::RateLimit;
-use crate::policy::{REDACTABLE_BYTES_MIN, check_value};
 use crate::problem::Position;
 use crate::redact::ArgRedaction;
-use crate::secret::{Secret, SecretId, SecretPlace, SecretSource, Vault};
 use crate::tool::{AuditRules, Pattern};
 use crate::verdict::Rule;
 
@@ -129,130 +127,4 @@ pub(super) fn absolute_path(reader: &Reader<'_>, path: &Text) -> bool {
         reader.error(path.at, "expected an absolute path without `.` and `..`");
     }
     is_good
-}
-
-/// Gathers the secrets of all tools.
-pub(super) struct Secrets<'r, 'a> {
-    reader: &'r Reader<'a>,
-    sources: Vec<SecretSource>,
-    vault: Vault,
-}
-
-impl<'r, 'a> Secrets<'r, 'a> {
-    pub(super) fn new(reader: &'r Reader<'a>) -> Self {
-        Self { reader, sources: Vec::new(), vault: Vault::default() }
-    }
-
-    pub(super) fn finish(self) -> (Vec<SecretSource>, Vault) {
-        (self.sources, self.vault)
-    }
-
-    /// One injected value: text, or where it is found and what stands before it.
-    pub(super) fn read(
-        &mut self,
-        context: &Context,
-        name: &Text,
-        node: Node,
-        is_header: bool,
-    ) -> Option<SecretId> {
-        let at = node.at;
-        let id = self.vault.reserve();
-        let (place, prefix) = match node.value {
-            Yaml::Text(literal) => {
-                self.literal(id, name, at, "", &literal, is_header);
-                return Some(id);
-            }
-            Yaml::Map(_) => self.place(node, name, id, is_header)?,
-            Yaml::Bool(_) | Yaml::Int(_) | Yaml::List(_) | Yaml::Null | Yaml::Odd(_) => {
-                let wanted = "expected text in quotes, or one of file, env, credential, command";
-                self.reader.error(at, format!("`{}`: {wanted}", name.text));
-                return None;
-            }
-        };
-        if let Some(place) = place {
-            self.sources.push(SecretSource {
-                id,
-                tool: context.tool.clone(),
-                name: name.text.as_str().into(),
-                place,
-                prefix: prefix.as_str().into(),
-                problem: self.reader.place(at),
-            });
-        }
-        Some(id)
-    }
-
-    fn literal(
-        &mut self,
-        id: SecretId,
-        name: &Text,
-        at: Position,
-        prefix: &str,
-        literal: &str,
-        is_header: bool,
-    ) {
-        if let Err(what) = check_value(literal.as_bytes(), is_header) {
-            self.reader.error(at, format!("the value of `{}` {what}", name.text));
-        }
-        if literal.len() < REDACTABLE_BYTES_MIN {
-            let what = "is shorter than 8 bytes and will not be removed from what the tool prints";
-            self.reader.warn(at, format!("the value of `{}` {what}", name.text));
-        }
-        self.vault.put(id, prefix, Secret::new(literal.as_bytes()));
-    }
-
-    /// The place a mapping names; no place where it held a literal.
-    fn place(
-        &mut self,
-        node: Node,
-        name: &Text,
-        id: SecretId,
-        is_header: bool,
-    ) -> Option<(Option<SecretPlace>, String)> {
-        let at = node.at;
-        let mut fields = self.reader.fields(node, &SECRET);
-        let prefix = fields.text("prefix").map(|prefix| prefix.text).unwrap_or_default();
-        if check_value(prefix.as_bytes(), is_header).is_err() && !prefix.is_empty() {
-            self.reader.error(at, format!("the prefix of `{}` cannot stand there", name.text));
-        }
-        let mut places = Vec::new();
-        if let Some(path) = fields.text("file")
-            && absolute_path(self.reader, &path)
-        {
-            places.push(Some(SecretPlace::File(path.text)));
-        }
-        places.extend(fields.text("env").map(|env| Some(SecretPlace::Env(env.text))));
-        if let Some(credential) = fields.text("credential") {
-            if credential.text.contains('/') || matches!(credential.text.as_str(), "" | "." | "..") {
-                self.reader.error(credential.at, "a credential's name holds no `/`");
-            }
-            places.push(Some(SecretPlace::Credential(credential.text)));
-        }
-        let cache_secs = fields.number("cache_secs");
-        if let Some((at, node)) = fields.take("command") {
-            let argv = self.reader.texts(node);
-            match argv.first() {
-                Some(program) => {
-                    absolute_path(self.reader, program);
-                }
-                None => self.reader.error(at, "expected a program and its arguments"),
-            }
-            let argv = argv.into_iter().map(|arg| arg.text).collect();
-            places.push(Some(SecretPlace::Command { argv, cache_secs: cache_secs.unwrap_or(300) }));
-        } else if cache_secs.is_some() {
-            self.reader.error(at, "`cache_secs` belongs to `command`");
-        }
-        if let Some(literal) = fields.text("literal") {
-            self.literal(id, name, at, &prefix, &literal.text, is_header);
-            places.push(None);
-        }
-        fields.finish();
-        if places.len() != 1 {
-            self.reader.error(
-                at,
-                format!("`{}` needs exactly one of literal, file, env, credential, command", name.text),
-            );
-        }
-        places.pop().map(|place| (place, prefix))
-    }
 }

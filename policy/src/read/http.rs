@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::common::{Context, Secrets, absolute_path, patterns};
+use super::common::{Context, absolute_path, patterns};
 use super::fields::{Fields, Reader};
 use super::filters::FilterSource;
+use super::secrets::{Secrets, Target};
 use super::yaml::Text;
 use crate::glob::Glob;
 use crate::profile::{JSON_RPC, PROFILES, Profile, SIGNAL_CLI};
@@ -251,7 +252,7 @@ fn headers_inject(
     let mut injected = Vec::new();
     for (name, node) in fields.entries("headers_inject") {
         if is_header(fields.reader(), &name)
-            && let Some(id) = secrets.read(context, &name, node, true)
+            && let Some(id) = secrets.read(context, &name, node, Target::Header)
         {
             injected.push((name.text.as_str().into(), id));
         }

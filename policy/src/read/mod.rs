@@ -10,6 +10,7 @@ mod filters;
 mod http;
 mod lint;
 mod schema;
+mod secrets;
 mod tables;
 mod yaml;
 
@@ -22,8 +23,9 @@ use sha2::{Digest, Sha256};
 use crate::policy::Policy;
 use crate::problem::{Problems, Source};
 use crate::secret::{SecretSource, Vault};
-use common::{Common, Context, Secrets};
+use common::{Common, Context};
 use fields::Reader;
+use secrets::Secrets;
 use tables::{CLI, HTTP, ROOT};
 use yaml::{Node, Text, Yaml};
 
