@@ -332,46 +332,52 @@ fn is_allowed(policy: &Policy, method: &str, params: &Value) -> bool {
 
 // -------------------------------------------------------------------------------------------- the adversary
 
-/// Reads JSON as the most careless parser would: the last of two equal keys counts, and whatever follows the value is
-/// ignored, as are byte-order marks and control characters in strings.
-struct Careless<'a>(&'a [u8]);
+/// Reads JSON as the most careless parsers would: the first or the last of two equal keys counts, and whatever follows
+/// the value is ignored, as are byte-order marks and control characters in strings.
+struct Careless<'a> {
+    rest: &'a [u8],
+    last_counts: bool,
+}
 
 impl Careless<'_> {
-    fn read(text: &[u8]) -> Option<Value> {
-        Careless(text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)).value()
+    fn read(text: &[u8], last_counts: bool) -> Option<Value> {
+        let rest = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
+        Careless { rest, last_counts }.value()
     }
 
     fn blank(&mut self) {
-        while let [b' ' | b'\t' | b'\n' | b'\r' | b',' | b':' | 0, rest @ ..] = self.0 {
-            self.0 = rest;
+        while let [b' ' | b'\t' | b'\n' | b'\r' | b',' | b':' | 0, rest @ ..] = self.rest {
+            self.rest = rest;
         }
     }
 
     fn value(&mut self) -> Option<Value> {
         self.blank();
-        let (first, rest) = self.0.split_first()?;
+        let (first, rest) = self.rest.split_first()?;
         match first {
             b'{' => {
-                self.0 = rest;
+                self.rest = rest;
                 let mut members = Map::new();
                 loop {
                     self.blank();
-                    if let [b'}', rest @ ..] = self.0 {
-                        self.0 = rest;
+                    if let [b'}', rest @ ..] = self.rest {
+                        self.rest = rest;
                         return Some(Value::Object(members));
                     }
                     let Value::String(key) = self.value()? else { return None };
                     let value = self.value()?;
-                    members.insert(key, value);
+                    if self.last_counts || !members.contains_key(&key) {
+                        members.insert(key, value);
+                    }
                 }
             }
             b'[' => {
-                self.0 = rest;
+                self.rest = rest;
                 let mut list = Vec::new();
                 loop {
                     self.blank();
-                    if let [b']', rest @ ..] = self.0 {
-                        self.0 = rest;
+                    if let [b']', rest @ ..] = self.rest {
+                        self.rest = rest;
                         return Some(Value::Array(list));
                     }
                     list.push(self.value()?);
@@ -379,18 +385,19 @@ impl Careless<'_> {
             }
             b'"' => {
                 let mut end = 1;
-                while self.0.get(end)? != &b'"' {
-                    end += if self.0[end] == b'\\' { 2 } else { 1 };
+                while self.rest.get(end)? != &b'"' {
+                    end += if self.rest[end] == b'\\' { 2 } else { 1 };
                 }
-                let text = String::from_utf8_lossy(self.0.get(..=end)?).replace(|c: char| c.is_control(), "");
-                self.0 = &self.0[end + 1..];
+                let text =
+                    String::from_utf8_lossy(self.rest.get(..=end)?).replace(|c: char| c.is_control(), "");
+                self.rest = &self.rest[end + 1..];
                 serde_json::from_str(&text).ok()
             }
             _ => {
                 let is_end = |b: &u8| b" \t\n\r,:]}\0".contains(b);
-                let end = self.0.iter().position(is_end).unwrap_or(self.0.len());
-                let text = self.0[..end].to_vec();
-                self.0 = &self.0[end..];
+                let end = self.rest.iter().position(is_end).unwrap_or(self.rest.len());
+                let text = self.rest[..end].to_vec();
+                self.rest = &self.rest[end..];
                 serde_json::from_slice(&text).ok()
             }
         }
@@ -487,9 +494,11 @@ proptest! {
         let RpcVerdict::Judged(judged) = judge(&policy, &body) else { return Ok(()) };
         let Some(request) = judged.request else { return Ok(()) };
         let rebuilt = request.body().unwrap();
-        let careless = Careless::read(rebuilt).unwrap();
         let strict: Value = serde_json::from_slice(rebuilt).unwrap();
-        prop_assert_eq!(&careless, &strict, "{}", String::from_utf8_lossy(rebuilt));
+        for last_counts in [true, false] {
+            let careless = Careless::read(rebuilt, last_counts).unwrap();
+            prop_assert_eq!(&careless, &strict, "{}", String::from_utf8_lossy(rebuilt));
+        }
         let calls = match strict {
             Value::Array(calls) => calls,
             call => vec![call],
