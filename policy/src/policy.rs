@@ -120,8 +120,7 @@ impl Policy {
     }
 
     /// Takes a secret that the loader has fetched, also again when it has changed. One line end after what a file, a
-    /// credential or a command gave does not belong to it. Until it is provided, each call of its tool is refused. One
-    /// too short to be found in output adds to the [`warnings`](Self::warnings).
+    /// credential or a command gave does not belong to it. Until it is provided, each call of its tool is refused.
     ///
     /// # Errors
     /// When the value cannot be used where it is to go: it is empty, or holds a NUL, or (for a header) a control
@@ -139,15 +138,14 @@ impl Policy {
             return Err(source.problem(format!("the secret for `{}` {what}", source.name)));
         }
         self.vault.put(id, &source.prefix, Secret::new(bytes));
-        if bytes.len() < REDACTABLE_BYTES_MIN {
-            let warning = source.problem(format!("the secret for `{}` {TOO_SHORT}", source.name));
-            let is_known =
-                |known: &Problem| known.at() == warning.at() && known.message() == warning.message();
-            if !self.warnings.iter().any(is_known) {
-                self.warnings.push(warning);
-            }
-        }
         Ok(())
+    }
+
+    /// Whether a secret of this length, in bytes, is too short to be looked for in output; worth a warning when it is
+    /// provided.
+    #[must_use]
+    pub fn is_too_short_to_redact(len: usize) -> bool {
+        len < REDACTABLE_BYTES_MIN
     }
 
     /// The tool, if it exists and the caller may use it. Both failures look the same from outside.
