@@ -85,7 +85,7 @@ fn policy(upstream: SocketAddr) -> String {
     );
     for tool in ["cat", "head", "sh", "true"] {
         text.push_str(&format!(
-            "  {tool}:
+            "  \"{tool}\":
     type: cli
     binary: /bin/{tool}
     argv_allow_patterns: [\"*\"]

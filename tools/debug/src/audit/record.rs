@@ -104,18 +104,37 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
+/// A part of a record as people read it.
+pub(crate) struct Part {
+    /// As it is printed, coloured where there are colours.
+    pub(crate) text: String,
+    /// How many characters of it are seen.
+    pub(crate) width: usize,
+}
+
 /// A record as one line for people.
 pub(crate) fn rendered(line: &[u8], output: &Output) -> String {
+    parts(line, output).into_iter().map(|part| part.text).collect::<Vec<_>>().join(" ")
+}
+
+/// A record for people, in parts: day, time, verdict, what it is about, and whatever else stands in it.
+pub(crate) fn parts(line: &[u8], output: &Output) -> Vec<Part> {
+    let styled = |style, text: String| Part { width: text.chars().count(), text: output.paint(style, &text) };
     let Ok(fields) = serde_json::from_slice::<Map<String, Value>>(line) else {
         let text = String::from_utf8_lossy(line);
-        return output.paint(Style::Odd, &format!("not a record: {}", scrubbed(text.trim_end())));
+        return vec![styled(Style::Odd, format!("not a record: {}", scrubbed(text.trim_end())))];
     };
     let mut record = Fields { fields };
-    let time =
-        record.text("timestamp").map(|time| time.replacen('T', " ", 1).trim_end_matches('Z').to_owned());
-    let parts = [
-        Some(output.paint(Style::Faint, &time.unwrap_or_default())),
-        Some(verdict(&mut record, output)),
+    let time = record.text("timestamp").unwrap_or_default();
+    let (day, clock) = time.trim_end_matches('Z').split_once('T').unwrap_or_default();
+    let (style, verdict) = verdict(&mut record);
+    let head = [
+        styled(Style::Faint, day.to_owned()),
+        styled(Style::Faint, clock.to_owned()),
+        styled(style, verdict),
+    ];
+    let rule_line = record.number("rule_line").map(|line| format!(" (line {line})")).unwrap_or_default();
+    let about = [
         record.text("tool"),
         record.text("method"),
         record.text("path"),
@@ -124,12 +143,12 @@ pub(crate) fn rendered(line: &[u8], output: &Output) -> String {
         record.number("duration_us").map(duration),
         record.number("bytes_in").map(|bytes| format!("{bytes} B in")),
         record.number("bytes_out").map(|bytes| format!("{bytes} B out")),
+        record.text("rule").map(|rule| format!("rule={rule}{rule_line}")),
     ];
     let rest = record.fields.iter().filter(|(name, value)| !value.is_null() && !is_bookkeeping(name));
-    let rest = rest.map(|(name, value)| {
-        format!("{}{}", output.paint(Style::Faint, &format!("{name}=")), scrubbed(&plain(value)))
-    });
-    parts.into_iter().flatten().chain(rest).collect::<Vec<_>>().join(" ")
+    let rest = rest.map(|(name, value)| format!("{name}={}", scrubbed(&plain(value))));
+    let plainly = about.into_iter().flatten().chain(rest).map(|text| styled(Style::Plain, text));
+    head.into_iter().chain(plainly).collect()
 }
 
 /// The fields of a record that have not been shown yet.
@@ -152,7 +171,7 @@ impl Fields {
 }
 
 /// What was decided, or how it ended.
-fn verdict(record: &mut Fields, output: &Output) -> String {
+fn verdict(record: &mut Fields) -> (Style, String) {
     // Which of the two it is shows already.
     record.take("event");
     if let Some(result) = record.text("policy_result") {
@@ -161,11 +180,11 @@ fn verdict(record: &mut Fields, output: &Output) -> String {
             "deny" | "blocked" => Style::Bad,
             _ => Style::Odd,
         };
-        return output.paint(style, &format!("{result:<6}"));
+        return (style, format!("{result:<6}"));
     }
     let ends = [("status", "status"), ("exit_code", "exit"), ("signal", "signal"), ("error", "error:")];
     let end = ends.into_iter().find_map(|(name, shown)| Some(format!("{shown} {}", record.text(name)?)));
-    format!("done   {}", end.unwrap_or_default()).trim_end().to_owned()
+    (Style::Plain, format!("done   {}", end.unwrap_or_default()).trim_end().to_owned())
 }
 
 fn duration(us: u64) -> String {
@@ -206,10 +225,11 @@ mod tests {
     fn records_read_as_sentences() {
         let output = Output::new(Format::Text);
         let denied = br#"{"timestamp":"2026-02-15T10:11:12.123456Z","event":"decision","request_id":"a-1","tool":"op",
-            "action_type":"cli","policy_result":"deny","reason":"no\u001b","argv":["a b","c"],"policy_version":"x"}"#;
-        let shown = "2026-02-15 10:11:12.123456 deny   op 'a b' c \"no\\u{1b}\" request_id=a-1";
+            "action_type":"cli","policy_result":"deny","reason":"no\u001b","rule":"r","rule_line":3,"argv":["a b","c"],"policy_version":"x"}"#;
+        let shown =
+            "2026-02-15 10:11:12.123456 deny   op 'a b' c \"no\\u{1b}\" rule=r (line 3) request_id=a-1";
         assert_eq!(rendered(denied, &output), shown);
-        let done = br#"{"timestamp":"T","event":"outcome","tool":"op","exit_code":3,"duration_us":1250,"bytes_in":1}"#;
+        let done = br#"{"timestamp":"","event":"outcome","tool":"op","exit_code":3,"duration_us":1250,"bytes_in":1}"#;
         assert_eq!(rendered(done, &output), "  done   exit 3 op 1.2 ms 1 B in");
         assert_eq!(rendered(b"x\n", &output), "not a record: x");
     }

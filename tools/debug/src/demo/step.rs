@@ -10,6 +10,8 @@ use crate::output::{Format, Output, Style, scrubbed};
 const WIDTH: usize = 100;
 /// The margin that labels stand in.
 const MARGIN: usize = 10;
+/// What a record's further lines stand behind.
+const INDENT: &str = "      ";
 /// Longer texts are cut: this is a demo.
 const TEXT_CHARS_MAX: usize = 600;
 
@@ -102,17 +104,23 @@ impl Step {
             labelled(label, &scrubbed_lines(text), Style::Plain, output)?;
         }
         for (place, line) in self.records.iter().enumerate() {
-            let label = if place == 0 { "audit" } else { "" };
-            let rendered = record::rendered(line, output);
-            output.line(format_args!("{} {rendered}", margin(label, output)))?;
+            recorded(if place == 0 { "audit" } else { "" }, line, output)?;
+        }
+        let right: Vec<&str> = self
+            .checks
+            .iter()
+            .filter(|(_, result)| result.is_ok())
+            .map(|(claim, _)| claim.as_str())
+            .collect();
+        let mut mark = marked("ok", Style::Good, output);
+        for line in broken(&right.join("; ")) {
+            output.line(format_args!("{mark} {line}"))?;
+            mark = margin("", output);
         }
         for (claim, result) in &self.checks {
-            match result {
-                Ok(()) => output.line(format_args!("{} {claim}", marked("ok", Style::Good, output)))?,
-                Err(found) => {
-                    let found = scrubbed(found);
-                    output.line(format_args!("{} {claim}: {found}", marked("WRONG", Style::Bad, output)))?;
-                }
+            if let Err(found) = result {
+                let mark = marked("WRONG", Style::Bad, output);
+                output.line(format_args!("{mark} {claim}: {}", scrubbed(found)))?;
             }
         }
         Ok(())
@@ -125,6 +133,26 @@ pub(super) fn labelled(label: &str, text: &str, style: Style, output: &mut Outpu
         let margin = margin(if place == 0 { label } else { "" }, output);
         output.line(format_args!("{margin} {}", output.paint(style, line)))?;
     }
+    Ok(())
+}
+
+/// A record beside its label, broken between its parts.
+fn recorded(label: &str, line: &[u8], output: &mut Output) -> Result<(), Failure> {
+    let mut shown = margin(label, output);
+    let mut width = 0;
+    // The day is known to who runs the demo.
+    for part in record::parts(line, output).into_iter().skip(1) {
+        if width > 0 && width + 1 + part.width > WIDTH {
+            output.line(&shown)?;
+            shown = margin("", output);
+            shown.push_str(INDENT);
+            width = INDENT.len();
+        }
+        shown.push(' ');
+        shown.push_str(&part.text);
+        width += 1 + part.width;
+    }
+    output.line(shown)?;
     Ok(())
 }
 
