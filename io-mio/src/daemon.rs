@@ -3,7 +3,7 @@
 use crate::config::{Common, Environment, process_environment};
 use crate::exit::{Exit, Fatal};
 use crate::turn::{End, Loop};
-use crate::{log as logging, raw};
+use crate::{child, log as logging};
 use carapace_proto::machine::Machine;
 use std::env::{self, ArgsOs};
 use std::fs::File;
@@ -27,8 +27,7 @@ pub(crate) fn main(name: &str, run: impl FnOnce(ArgsOs, Environment<'_>) -> Resu
 /// Begins to log, and makes of this process what a daemon should be, whatever its parent was.
 pub(crate) fn prepare(common: &Common) {
     logging::init(common.log_level.value, common.log_format());
-    raw::signal::default_dispositions();
-    raw::close_inherited_on_exec();
+    child::disinherit();
 }
 
 /// Unpredictable bytes.

@@ -7,7 +7,7 @@ mod start;
 pub use account::Account;
 pub(crate) use start::Started;
 
-use crate::raw::wait;
+use crate::raw::{self, wait};
 use carapace_policy::Exec;
 use carapace_proto::ids::JobId;
 use carapace_proto::machine::{ExitStatus, StartError};
@@ -88,6 +88,13 @@ impl Children {
             let _ = killpg(job.pid, Signal::SIGKILL);
         }
     }
+}
+
+/// Sees to it that jobs inherit nothing of what our own parent left us: ignored signals, open descriptors. To be called
+/// before anything is opened.
+pub fn disinherit() {
+    raw::signal::default_dispositions();
+    raw::close_inherited_on_exec();
 }
 
 /// Raises our own limit of open descriptors as far as it goes, and says what it was.

@@ -69,6 +69,15 @@ pub enum End {
     Forced,
 }
 
+/// Whether the policy is being read anew, which may wait for programs that give it secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loading {
+    No,
+    Now,
+    /// Somebody asked again meanwhile, and may have changed it since it was opened.
+    NowAndAgain,
+}
+
 /// Drives a machine with real sockets, pipes, children, signals and files.
 #[derive(Debug)]
 pub struct Loop<M> {
@@ -99,8 +108,7 @@ pub struct Loop<M> {
     audit: Option<Audit>,
     children: Option<Children>,
     policy: Option<PolicyFile>,
-    /// The policy is being read, and may wait for programs that give it secrets.
-    is_loading: bool,
+    loading: Loading,
     drain_until: Option<Instant>,
     end: Option<End>,
 }
@@ -141,7 +149,7 @@ impl<M: Machine> Loop<M> {
             audit,
             children,
             policy,
-            is_loading: false,
+            loading: Loading::No,
             drain_until: None,
             end: None,
         })
@@ -340,11 +348,15 @@ impl<M: Machine> Loop<M> {
 
     /// Reads the policy on a thread: it may be long, and secrets may come from programs.
     fn reload(&mut self) {
-        let Some(policy) = self.policy.clone().filter(|_| !self.is_loading) else { return };
+        if self.loading != Loading::No {
+            self.loading = Loading::NowAndAgain;
+            return;
+        }
+        let Some(policy) = self.policy.clone() else { return };
         let post = self.post.clone();
         let load = move || post.send(Letter::Policy(policy.load().map(Box::new)));
         match thread::Builder::new().name("policy".into()).spawn(load) {
-            Ok(_) => self.is_loading = true,
+            Ok(_) => self.loading = Loading::Now,
             Err(error) => log::error!("the policy cannot be read: {error}; the old one stays in force"),
         }
     }
@@ -367,13 +379,17 @@ impl<M: Machine> Loop<M> {
     }
 
     fn policy_read(&mut self, result: Result<Box<carapace_policy::Policy>, crate::policy::LoadError>) {
-        self.is_loading = false;
         match result {
-            Ok(policy) => {
-                log::info!("policy {} is in force", policy.version());
-                self.machine.handle(self.now, Input::Reload { policy });
+            Ok(policy) => self.machine.handle(self.now, Input::Reload { policy }),
+            Err(error) => {
+                log::error!("the policy cannot be used; the old one stays in force");
+                for line in error.to_string().lines() {
+                    log::error!("{line}");
+                }
             }
-            Err(error) => log::error!("the old policy stays in force:\n{error}"),
+        }
+        if mem::replace(&mut self.loading, Loading::No) == Loading::NowAndAgain {
+            self.reload();
         }
     }
 
