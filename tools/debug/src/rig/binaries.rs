@@ -5,12 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The programs, and the package of each.
-const PROGRAMS: [(&str, &str); 3] = [
-    ("carapace-server", "carapace-io-mio"),
-    ("carapace-agent", "carapace-io-mio"),
-    ("carapace-shim", "carapace-shim"),
-];
+/// The programs.
+const PROGRAMS: [&str; 3] = ["carapace-server", "carapace-agent", "carapace-shim"];
+/// The packages that they are in.
+const PACKAGES: [&str; 2] = ["carapace-io-mio", "carapace-shim"];
 
 /// Where the programs are.
 #[derive(Debug, Clone)]
@@ -40,22 +38,33 @@ impl Binaries {
     /// # Errors
     /// When some are missing still.
     pub fn find(tell: impl FnOnce(&str)) -> Result<Self, MissingBinaries> {
-        let missing = |folder: &Path, why: String| MissingBinaries { folder: folder.to_owned(), why };
-        let own = std::env::current_exe()
-            .map_err(|error| missing(Path::new("."), format!("our own executable is not found ({error})")))?;
-        let beside = own.parent().unwrap_or_else(|| Path::new("/"));
-        // Tests lie one folder deeper than the programs.
-        let folder =
-            if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside }.to_owned();
+        let folder = own_folder()?;
         if let Some(cargo) = std::env::var_os("CARGO") {
-            build(Path::new(&cargo), &folder, tell).map_err(|why| missing(&folder, why))?;
+            let missing = |why| MissingBinaries { folder: folder.clone(), why };
+            build(Path::new(&cargo), &folder, &PACKAGES, tell).map_err(missing)?;
         }
+        Self::all_in(folder, &PROGRAMS)
+    }
+
+    /// Those for a test that is no part of their packages: built by `cargo`, `carapace-debug` with them, as the test was.
+    /// Several tests that do this at once wait for each other.
+    ///
+    /// # Errors
+    /// When they cannot be built.
+    pub fn build(cargo: &Path) -> Result<Self, MissingBinaries> {
+        let folder = own_folder()?;
+        let missing = |why| MissingBinaries { folder: folder.clone(), why };
+        build(cargo, &folder, &[PACKAGES.as_slice(), &["carapace-debug"]].concat(), |_| ()).map_err(missing)?;
+        Self::all_in(folder, &[PROGRAMS.as_slice(), &["carapace-debug"]].concat())
+    }
+
+    fn all_in(folder: PathBuf, programs: &[&str]) -> Result<Self, MissingBinaries> {
         let absent: Vec<_> =
-            PROGRAMS.iter().map(|(name, _)| *name).filter(|name| !folder.join(name).is_file()).collect();
+            programs.iter().copied().filter(|name| !folder.join(name).is_file()).collect();
         if absent.is_empty() {
             Ok(Self { folder })
         } else {
-            Err(missing(&folder, format!("no {}", absent.join(", no "))))
+            Err(MissingBinaries { folder, why: format!("no {}", absent.join(", no ")) })
         }
     }
 
@@ -66,8 +75,19 @@ impl Binaries {
     }
 }
 
-/// Builds them into the folder that cargo has put ourselves into.
-fn build(cargo: &Path, folder: &Path, tell: impl FnOnce(&str)) -> Result<(), String> {
+/// The folder of the programs, if they were built as we were.
+fn own_folder() -> Result<PathBuf, MissingBinaries> {
+    let own = std::env::current_exe().map_err(|error| MissingBinaries {
+        folder: PathBuf::from("."),
+        why: format!("our own executable is not found ({error})"),
+    })?;
+    let beside = own.parent().unwrap_or_else(|| Path::new("/"));
+    // Tests lie one folder deeper than the programs.
+    Ok(if beside.ends_with("deps") { beside.parent().unwrap_or(beside) } else { beside }.to_owned())
+}
+
+/// Builds packages into the folder that cargo has put ourselves into.
+fn build(cargo: &Path, folder: &Path, packages: &[&str], tell: impl FnOnce(&str)) -> Result<(), String> {
     // target/debug is the profile `dev`; every other folder is named by its profile.
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
@@ -75,7 +95,7 @@ fn build(cargo: &Path, folder: &Path, tell: impl FnOnce(&str)) -> Result<(), Str
     };
     let mut command = Command::new(cargo);
     command.args(["build", "--profile", profile]);
-    for package in ["carapace-io-mio", "carapace-shim"] {
+    for package in packages {
         command.args(["--package", package]);
     }
     if let Some(target) = folder.parent() {
@@ -83,7 +103,7 @@ fn build(cargo: &Path, folder: &Path, tell: impl FnOnce(&str)) -> Result<(), Str
     }
     // The workspace that we were built in: the folder that we are run in need not be inside it.
     command.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
-    tell(&format!("cargo build --profile {profile} -p carapace-io-mio -p carapace-shim"));
+    tell(&format!("cargo build --profile {profile} -p {}", packages.join(" -p ")));
     let status = command
         .status()
         .map_err(|error: io::Error| format!("cargo cannot be run ({error}); programs are missing"))?;

@@ -1,0 +1,112 @@
+//! The server's own life: health, signals, reloading.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::kit::{LONG, Setup, binaries, debug, run, skip, wait_until};
+
+/// guide: "carapace-debug health --port 8765 # Should show: Server is healthy, 1 connection"
+#[test]
+fn health_is_what_the_guide_shows() {
+    let site = Setup::guide().start_server();
+    let health = debug(&["health", "--port", &site.server_port()]);
+    assert_eq!((health.code(), health.err().as_str()), (Some(0), ""));
+    assert_eq!(health.out().lines().next(), Some("Server is healthy, 1 connection"));
+
+    let health = debug(&["--format", "json", "health", "--port", &site.server_port()]);
+    let health: serde_json::Value = serde_json::from_slice(&health.stdout).unwrap();
+    assert_eq!((&health["status"], &health["connections"]), (&"ok".into(), &1.into()));
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+}
+
+/// "Every command has ... a non-zero exit on failure"
+#[test]
+fn health_without_a_server_fails() {
+    let mut site = Setup::guide().start_server();
+    site.kill_server();
+    let health = debug(&["health", "--port", &site.server_port()]);
+    assert_eq!((health.code(), health.out().as_str()), (Some(69), ""));
+    assert!(health.err().contains(&site.server_port()), "{}", health.err());
+}
+
+/// "The server looks up the uid of a loopback peer and serves root, its own uid and the uids in `clients:`"
+#[test]
+fn another_account_is_served_only_when_the_policy_names_it() {
+    const NOBODY: &str = "65534";
+    let mut site = Setup::guide().start_server();
+    // Where the folder of the build is closed to others, they need a copy.
+    let copy = std::env::temp_dir().join(format!("carapace-e2e-debug-{}", std::process::id()));
+    fs::copy(binaries().path("carapace-debug"), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let as_nobody = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&copy);
+        command
+    };
+    let can = Command::new("setpriv").args(["--reuid", NOBODY, "--clear-groups", "true"]).status();
+    if !can.is_ok_and(|status| status.success()) {
+        fs::remove_file(&copy).unwrap();
+        return skip("cannot become another account");
+    }
+    let port = site.server_port();
+    let health = || run(as_nobody().args(["health", "--port", &port]));
+    let refused = health();
+    site.write_policy(&format!(
+        "{}clients:\n  - {{ uid: {NOBODY}, tools: [signal-cli] }}\n",
+        crate::kit::GUIDE
+    ));
+    site.server().signal(Signal::SIGHUP).unwrap();
+    wait_until("the account is served", LONG, || health().code() == Some(0));
+    fs::remove_file(&copy).unwrap();
+    assert_eq!(refused.code(), Some(69));
+    assert!(refused.err().contains("refused"), "{}", refused.err());
+}
+
+fn policy_version(port: &str) -> String {
+    let health = debug(&["--format", "json", "health", "--port", port]);
+    let health: serde_json::Value = serde_json::from_slice(&health.stdout).unwrap();
+    health["policy_version"].as_str().unwrap().to_owned()
+}
+
+/// "`SIGHUP` reloads the policy; a policy that is broken: the server keeps the policy it has and says so"
+#[test]
+fn a_reload_puts_the_new_policy_in_force_and_never_a_broken_one() {
+    let mut site = Setup::guide().start_server();
+    let port = site.server_port();
+    let first = policy_version(&port);
+
+    site.write_policy("tools: {}\n");
+    site.server().signal(Signal::SIGHUP).unwrap();
+    wait_until("the new policy", LONG, || policy_version(&port) != first);
+    let second = policy_version(&port);
+
+    site.write_policy("tools:\n  x: {}\n");
+    let broken = format!("{}:2:", site.policy_file().display());
+    site.server().signal(Signal::SIGHUP).unwrap();
+    assert!(site.server().wait_for_log(&broken, LONG), "{:?}", site.server().log());
+    assert_eq!(policy_version(&port), second);
+}
+
+/// docs/audit.md: "Rotation: `SIGHUP` reopens the file."
+#[test]
+fn a_log_that_was_moved_away_is_made_anew() {
+    let mut site = Setup::guide().start_server();
+    fs::rename(site.audit_log(), site.path("audit.log.1")).unwrap();
+    site.server().signal(Signal::SIGHUP).unwrap();
+    wait_until("a new audit log", LONG, || site.audit_log().exists());
+    assert_eq!(fs::metadata(site.audit_log()).unwrap().permissions().mode() & 0o7777, 0o640);
+}
+
+/// "SIGTERM or SIGINT drains. Exit codes: 0"
+#[test]
+fn a_server_with_nothing_to_do_ends_at_once() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut site = Setup::guide().start_server();
+        site.server().signal(signal).unwrap();
+        let ended = site.server().wait(LONG).unwrap().expect("it ends");
+        assert_eq!(ended.code(), Some(0), "{:?}", site.server().log());
+    }
+}

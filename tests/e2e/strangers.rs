@@ -1,0 +1,82 @@
+//! Bytes from strangers, on every socket that listens.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::kit::{LONG, Setup, debug, descriptors, noise, resident_kib, wait_until};
+
+/// The first bytes of a TLS handshake, of HTTP/2, of a frame of 4 GiB, and of nothing at all.
+fn garbage() -> Vec<(&'static str, Vec<u8>)> {
+    let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".iter().copied().chain(noise(500, 1)).collect();
+    vec![
+        ("noise", noise(100_000, 2)),
+        ("a TLS ClientHello", tls),
+        ("an HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec()),
+        ("a frame of 4 GiB", b"\xff\xff\xff\xff{\"hello\":{".to_vec()),
+        ("a frame of 4 GiB of binary", b"\xff\xff\xff\xff\x01\0".to_vec()),
+        ("an empty frame", vec![0; 4]),
+        ("zeros", vec![0; 70_000]),
+        ("JSON that is no message", b"\0\0\0\x0b{\"x\":[1,2]}".to_vec()),
+        ("JSON that is none", b"\0\0\0\x06{\"x\":[".to_vec()),
+        ("a message of the other side", b"\0\0\0\x0b{\"ping\":{}}".to_vec()),
+        ("SSH", b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
+        ("bare line ends", b"\n\n\n\n\r\r\r\r\n".to_vec()),
+    ]
+}
+
+/// Sends it, and waits until the other end closes; how long that took.
+fn is_closed_upon(addr: SocketAddr, bytes: &[u8]) -> Option<Duration> {
+    let start = Instant::now();
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    // Refused in the middle of it, most likely.
+    let _ = stream.write_all(bytes);
+    let mut said = Vec::new();
+    match stream.read_to_end(&mut said) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => None,
+        Ok(_) | Err(_) => Some(start.elapsed()),
+    }
+}
+
+/// "A length above the limit, an unknown binary kind or invalid JSON closes the link with a named reason; an announced
+/// length allocates nothing until bytes arrive"
+#[test]
+fn the_server_s_port_survives_garbage() {
+    let mut site = Setup::guide().start_server();
+    let port = site.server_port();
+    let before = (resident_kib(site.server_pid()), descriptors(site.server_pid()));
+    for (what, bytes) in garbage() {
+        assert!(is_closed_upon(site.server_addr(), &bytes).is_some(), "{what} is still listened to");
+        assert_eq!(debug(&["health", "--port", &port]).code(), Some(0), "after {what}");
+    }
+    wait_until("the strangers' descriptors are closed", LONG, || descriptors(site.server_pid()) <= before.1);
+    let after = resident_kib(site.server_pid());
+    assert!(after < before.0 + 4096, "from {} KiB to {after} KiB", before.0);
+    assert!(site.server().wait(Duration::ZERO).unwrap().is_none());
+}
+
+/// "A budget of 64 connections that evicts its oldest and never refuses the newest, so that strangers neither cost memory
+/// nor lock out a returning agent"
+#[test]
+fn strangers_who_say_nothing_lock_nobody_out() {
+    let site = Setup::guide().start_server();
+    let before = resident_kib(site.server_pid());
+    let crowd: Vec<_> = (0..300).map(|_| TcpStream::connect(site.server_addr()).unwrap()).collect();
+    let health = debug(&["health", "--port", &site.server_port()]);
+    assert_eq!(health.code(), Some(0), "{}", health.err());
+    wait_until("the oldest are gone", LONG, || descriptors(site.server_pid()) < 64 + 40);
+    let after = resident_kib(site.server_pid());
+    assert!(after < before + 4096, "from {before} KiB to {after} KiB");
+    drop(crowd);
+}
+
+/// "5 s for the handshake"
+#[test]
+fn a_stranger_who_says_nothing_is_closed() {
+    let site = Setup::guide().start_server();
+    let stream = TcpStream::connect(site.server_addr()).unwrap();
+    let took = is_closed_upon(site.server_addr(), b"").expect("closed");
+    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(8), "{took:?}");
+    stream.shutdown(Shutdown::Both).unwrap_or_default();
+}
