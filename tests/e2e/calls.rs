@@ -20,7 +20,8 @@ fn bodies(site: &Site) -> Vec<String> {
 #[test]
 fn a_denial_says_which_tool_and_which_record_and_no_rule() {
     let site = setup().start();
-    let answer = site.call(r#"{"jsonrpc":"2.0","id":"x","method":"send","params":{"recipient":["+15551234567"]}}"#);
+    let answer =
+        site.call(r#"{"jsonrpc":"2.0","id":"x","method":"send","params":{"recipient":["+15551234567"]}}"#);
     assert_eq!((answer.status, answer.code()), (200, -32001));
     let error = &answer.json()["error"];
     let records = site.wait_for_records(1);
@@ -29,7 +30,9 @@ fn a_denial_says_which_tool_and_which_record_and_no_rule() {
     assert!(error["data"]["rule"].is_string());
     // "The VM hears ... never a pattern, a policy key, a path of the host, an upstream's address"
     let said = answer.text();
-    for secret in ["+1", "_patterns", "jsonrpc_", "yaml", site.folder.path().to_str().unwrap(), &site.upstream.url()] {
+    for secret in
+        ["+1", "_patterns", "jsonrpc_", "yaml", site.folder.path().to_str().unwrap(), &site.upstream.url()]
+    {
         assert!(!said.contains(secret), "{secret} in {said}");
     }
     // OpenClaw sends again without the quote when it reads so.
@@ -102,7 +105,9 @@ fn notifications() {
 #[test]
 fn a_batch_with_one_denied() {
     let site = setup().start();
-    let send = |id: &str, to: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"send","params":{{"recipient":["{to}"]}}}}"#);
+    let send = |id: &str, to: &str| {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"send","params":{{"recipient":["{to}"]}}}}"#)
+    };
     let (first, second) = (send("\"a\"", "+12025550123"), send("2", "+15551234567"));
     let third = r#"{"jsonrpc":"2.0","id":null,"method":"version"}"#;
     let answer = site.call(format!("[{first},{second},{third}]"));
@@ -134,7 +139,8 @@ fn a_batch_of_denied_goes_nowhere() {
         r#"[{"jsonrpc":"2.0","id":1,"method":"x"},{"jsonrpc":"2.0","method":"y"},{"jsonrpc":"2.0","id":2,"method":"z"}]"#,
     );
     assert_eq!(answer.status, 200);
-    let codes: Vec<_> = answer.json().as_array().unwrap().iter().map(|answer| answer["error"]["code"].clone()).collect();
+    let codes: Vec<_> =
+        answer.json().as_array().unwrap().iter().map(|answer| answer["error"]["code"].clone()).collect();
     assert!(codes.len() >= 2 && codes.iter().all(|code| *code == -32001), "{codes:?}");
     assert_eq!(bodies(&site), Vec::<String>::new());
 }
@@ -143,11 +149,19 @@ fn a_batch_of_denied_goes_nowhere() {
 #[test]
 fn ids_and_params_reach_the_upstream_byte_for_byte() {
     let site = setup().start();
-    for id in ["1e3", "1152921504606846976", "-0", "1.0", r#""\u0041\/é""#, "null", "123456789012345678901234567890"] {
-        let params =
-            r#"{"recipient": [ "+1202555\u0030123" ], "x":1e3,"y":1152921504606846976,"z":[1.50,-0.0E+2,"\ud83d\ude00\/"]}"#;
+    for id in [
+        "1e3",
+        "1152921504606846976",
+        "-0",
+        "1.0",
+        r#""\u0041\/é""#,
+        "null",
+        "123456789012345678901234567890",
+    ] {
+        let params = r#"{"recipient": [ "+1202555\u0030123" ], "x":1e3,"y":1152921504606846976,"z":[1.50,-0.0E+2,"\ud83d\ude00\/"]}"#;
         site.upstream.clear_requests();
-        let answer = site.call(format!(r#"{{ "params" : {params}, "id":{id},"method":"send" ,"jsonrpc":"2.0"}}"#));
+        let answer =
+            site.call(format!(r#"{{ "params" : {params}, "id":{id},"method":"send" ,"jsonrpc":"2.0"}}"#));
         let sent = bodies(&site).concat();
         assert!(sent.contains(&format!(r#""id":{id}"#)) && sent.contains(params), "{sent}");
         assert!(answer.text().contains(&format!(r#""id":{id}"#)), "{}", answer.text());
@@ -176,7 +190,9 @@ fn the_same_id_may_be_in_flight_many_times() {
                     let site = &site;
                     scope.spawn(move || {
                         let to = format!("+1202555{n:04}");
-                        let send = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"send","params":{{"recipient":["{to}"]}}}}"#);
+                        let send = format!(
+                            r#"{{"jsonrpc":"2.0","id":1,"method":"send","params":{{"recipient":["{to}"]}}}}"#
+                        );
                         let batch = format!(r#"[{send},{{"jsonrpc":"2.0","id":1,"method":"version"}}]"#);
                         (to, site.call(batch))
                     })
@@ -226,7 +242,8 @@ fn the_upstream_sees_the_server_s_request_and_not_the_caller_s() {
     assert_eq!(request.header("host"), Some(site.upstream.addr().to_string().as_str()));
     assert_eq!(request.header("content-length"), Some(request.body.len().to_string().as_str()));
     assert_eq!(request.header("accept"), Some("application/json"));
-    let known = ["accept", "accept-language", "connection", "content-length", "content-type", "host", "user-agent"];
+    let known =
+        ["accept", "accept-language", "connection", "content-length", "content-type", "host", "user-agent"];
     for (name, value) in &request.headers {
         assert!(known.contains(&name.to_ascii_lowercase().as_str()), "{name}: {value}");
     }

@@ -131,7 +131,11 @@ fn debug_policy_decides_as_the_server_would() {
         "{\n  \"tool\": \"signal-cli\",\n  \"method\": \"send\",\n  \"params\": {\"recipientNumber\": \"+15551234567\"}\n}",
     ]);
     assert_eq!((denied.code(), denied.err().as_str()), (Some(1), ""));
-    assert!(denied.out().to_lowercase().contains("den") && denied.out().contains("deny_patterns"), "{}", denied.out());
+    assert!(
+        denied.out().to_lowercase().contains("den") && denied.out().contains("deny_patterns"),
+        "{}",
+        denied.out()
+    );
     let allowed = debug(&[
         "policy",
         file,
@@ -174,10 +178,13 @@ fn debug_audit_chooses_records() {
 fn health_counts_the_agent() {
     let mut site = Setup::guide().start();
     let port = site.server_port();
-    let first_line = || debug(&["health", "--port", &port]).out().lines().next().unwrap_or_default().to_owned();
+    let first_line =
+        || debug(&["health", "--port", &port]).out().lines().next().unwrap_or_default().to_owned();
     assert_eq!(first_line(), "Server is healthy, 2 connections");
     site.kill_agent();
-    wait_until("the agent is not counted any more", LONG, || first_line() == "Server is healthy, 1 connection");
+    wait_until("the agent is not counted any more", LONG, || {
+        first_line() == "Server is healthy, 1 connection"
+    });
 }
 
 /// guide: "Edit policy ... Verify changes took effect", by SIGHUP here
@@ -187,6 +194,8 @@ fn a_new_policy_is_in_force_for_the_next_call() {
     is_denied(&site, &send("+15551234567"));
     site.write_policy(&crate::kit::GUIDE.replace("+15551234567", "+15559999999"));
     site.server().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
-    wait_until("the new policy", LONG, || site.call(send("+15551234567").to_string()).json()["result"].is_object());
+    wait_until("the new policy", LONG, || {
+        site.call(send("+15551234567").to_string()).json()["result"].is_object()
+    });
     assert_eq!(site.call(send("+15559999999").to_string()).code(), -32001);
 }

@@ -20,7 +20,8 @@ use super::{GUIDE, LONG, wait_for};
 /// The programs, built once: `-p carapace-tests` alone builds none of them.
 pub(crate) fn binaries() -> &'static Binaries {
     static BUILT: OnceLock<Result<Binaries, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| Binaries::build(Path::new(env!("CARGO"))).map_err(|error| error.to_string()));
+    let built =
+        BUILT.get_or_init(|| Binaries::build(Path::new(env!("CARGO"))).map_err(|error| error.to_string()));
     built.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -149,6 +150,12 @@ impl Site {
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
         path
+    }
+
+    /// Puts another upstream into the policy file.
+    pub(crate) fn set_upstream_url(&mut self, url: String) {
+        self.upstream_url = url;
+        self.write_policy(&self.setup.policy);
     }
 
     // ---- daemons ----

@@ -54,13 +54,13 @@ impl Binaries {
     pub fn build(cargo: &Path) -> Result<Self, MissingBinaries> {
         let folder = own_folder()?;
         let missing = |why| MissingBinaries { folder: folder.clone(), why };
-        build(cargo, &folder, &[PACKAGES.as_slice(), &["carapace-debug"]].concat(), |_| ()).map_err(missing)?;
+        build(cargo, &folder, &[PACKAGES.as_slice(), &["carapace-debug"]].concat(), |_| ())
+            .map_err(missing)?;
         Self::all_in(folder, &[PROGRAMS.as_slice(), &["carapace-debug"]].concat())
     }
 
     fn all_in(folder: PathBuf, programs: &[&str]) -> Result<Self, MissingBinaries> {
-        let absent: Vec<_> =
-            programs.iter().copied().filter(|name| !folder.join(name).is_file()).collect();
+        let absent: Vec<_> = programs.iter().copied().filter(|name| !folder.join(name).is_file()).collect();
         if absent.is_empty() {
             Ok(Self { folder })
         } else {
