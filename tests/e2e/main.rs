@@ -7,11 +7,16 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::unwrap_used,
-    clippy::wildcard_enum_match_arm,
     reason = "a test's helpers fail by panicking, too"
 )]
 
+mod calls;
+mod events;
+mod guide;
+mod http;
 mod kit;
+mod outage;
 mod server;
 mod start;
 mod strangers;
+mod upstreams;

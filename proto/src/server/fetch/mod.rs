@@ -22,6 +22,8 @@ use carapace_policy::{Request, RpcJudged, Scheme, Upstream};
 use log::debug;
 use pool::{Exchange, UpstreamConn};
 
+const CONTENT_TYPE: &str = "content-type";
+
 /// Why a fetch came to nothing.
 #[derive(Clone, Copy, Debug)]
 enum FetchError {
@@ -110,7 +112,8 @@ impl Server {
             (None, Some(Upload::Length(length))) => Framing::Length(length),
             (None, Some(Upload::Chunked)) => Framing::Chunked,
         };
-        let written = to.out.push_with(|out| write_request(out, &request, upstream, fields, framing));
+        let written =
+            to.out.push_with(|out| write_request(out, &request, upstream, fields, framing, judged.is_some()));
         if !written {
             self.close_upstream(conn);
             return self.answer_failed(now, id, judged.as_ref(), FetchError::Invalid);
@@ -362,12 +365,16 @@ fn write_request(
     upstream: &Upstream,
     fields: &[u8],
     framing: Framing,
+    is_rpc: bool,
 ) -> bool {
     let target = format!("{}{}", upstream.base_path, request.target());
-    let passed = pairs(Items(fields)).filter(|(name, _)| {
-        request.passes_header(name) && !request.headers().any(|(own, _)| own.eq_ignore_ascii_case(name))
-    });
+    let is_injected = |name: &str| request.headers().any(|(own, _)| own.eq_ignore_ascii_case(name));
+    // A body that was rebuilt is JSON in our writing, and so is its type: not every upstream knows the caller's.
+    let is_rebuilt = |name: &str| is_rpc && name.eq_ignore_ascii_case(CONTENT_TYPE);
+    let passed = pairs(Items(fields))
+        .filter(|(name, _)| request.passes_header(name) && !is_injected(name) && !is_rebuilt(name));
+    let own = (is_rpc && !is_injected(CONTENT_TYPE)).then_some((CONTENT_TYPE, &b"application/json"[..]));
     let injected = request.headers().map(|(name, value)| (name, value.expose()));
-    let all = passed.chain(injected);
+    let all = passed.chain(own).chain(injected);
     write_request_head(out, request.method(), &target, &upstream.host_header, all, framing).is_ok()
 }
