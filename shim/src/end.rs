@@ -1,5 +1,6 @@
 //! How the process ends: the way the tool did, or with a word about why there was none.
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal, raise};
 use std::io::{self, Write};
@@ -24,6 +25,10 @@ pub(crate) enum End {
 impl End {
     pub(crate) const fn failed(text: String) -> Self {
         Self::Failed { code: FAILED, text }
+    }
+
+    pub(crate) fn errno(errno: Errno) -> Self {
+        Self::failed(format!("a system call failed: {errno}"))
     }
 
     /// Ends the process.

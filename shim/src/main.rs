@@ -20,22 +20,23 @@ mod run;
 use self::end::End;
 use self::invocation::Invocation;
 use self::run::Run;
+use nix::sys::signalfd::SignalFd;
 use std::env;
+use std::os::unix::net::UnixStream;
 
 fn main() {
-    carry_out().carry_out();
+    match prepare() {
+        // Neither is closed by hand: the end of the process does it.
+        Ok((agent, signals, run)) => pump::pump(&agent, &signals, run).carry_out(),
+        Err(end) => end.carry_out(),
+    }
 }
 
-fn carry_out() -> End {
-    let invocation = match Invocation::read(env::args_os(), |name| env::var_os(name).is_some()) {
-        Ok(invocation) => invocation,
-        Err(end) => return end,
-    };
-    let agent = match dial::agent(|name| env::var_os(name)) {
-        Ok(agent) => agent,
-        Err(why) => return End::failed(why),
-    };
+fn prepare() -> Result<(UnixStream, SignalFd, Run), End> {
+    let invocation = Invocation::read(env::args_os(), |name| env::var_os(name).is_some())?;
+    let agent = dial::agent(|name| env::var_os(name)).map_err(End::failed)?;
     let directory = env::current_dir().unwrap_or_default();
     let run = Run::new(&invocation, env::vars_os(), &directory);
-    pump::pump(&agent, run).unwrap_or_else(|errno| End::failed(format!("a system call failed: {errno}")))
+    let signals = pump::catch_signals().map_err(End::errno)?;
+    Ok((agent, signals, run))
 }

@@ -26,7 +26,7 @@ struct Pump<'a> {
     stdin: BorrowedFd<'a>,
     stdout: Outlet<'a>,
     stderr: Outlet<'a>,
-    signals: SignalFd,
+    signals: &'a SignalFd,
     buffer: Vec<u8>,
 }
 
@@ -40,35 +40,39 @@ struct Ready {
 }
 
 /// Carries out a run to its end.
-pub(crate) fn pump(agent: &UnixStream, run: Run) -> Result<End, Errno> {
+pub(crate) fn pump(agent: &UnixStream, signals: &SignalFd, run: Run) -> End {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let mut pump = Pump {
+    let pump = Pump {
         agent,
         run,
         stdin: stdin.as_fd(),
         stdout: Outlet::new(stdout.as_fd()),
         stderr: Outlet::new(stderr.as_fd()),
-        signals: catch_signals()?,
+        signals,
         buffer: vec![0; BUFFER_BYTES],
     };
-    pump.send()?;
-    loop {
-        if let Some(end) = pump.run.take_end() {
-            return Ok(end);
-        }
-        let ready = pump.wait()?;
-        pump.turn(&ready)?;
-    }
+    pump.carry_out().unwrap_or_else(End::errno)
 }
 
 /// Blocks the signals that are passed on, and has them read like bytes. No child inherits that: there is none.
-fn catch_signals() -> Result<SignalFd, Errno> {
+pub(crate) fn catch_signals() -> Result<SignalFd, Errno> {
     let set: SigSet = PASSED.into_iter().collect();
     set.thread_block()?;
     SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
 }
 
 impl Pump<'_> {
+    fn carry_out(mut self) -> Result<End, Errno> {
+        self.send()?;
+        loop {
+            if let Some(end) = self.run.take_end() {
+                return Ok(end);
+            }
+            let ready = self.wait()?;
+            self.turn(&ready)?;
+        }
+    }
+
     /// Sleeps until there is something to do.
     fn wait(&self) -> Result<Ready, Errno> {
         let is_over = self.run.is_over();
