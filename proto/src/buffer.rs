@@ -3,17 +3,25 @@
 /// Below this many dead bytes at the front nothing is moved: moving costs more than the memory.
 const DEAD_BYTES_MIN: usize = 4096;
 
-/// Bytes that wait, in order. Holds no memory while it is empty.
+/// Bytes that wait, in order. Holds no memory while it is empty, unless it was made to.
 #[derive(Debug, Default)]
 pub struct Buffer {
     bytes: Vec<u8>,
     start: usize,
+    /// Memory that is kept while it is empty, where there is as much.
+    kept: usize,
 }
 
 impl Buffer {
     /// An empty buffer; allocates nothing.
     pub const fn new() -> Self {
-        Self { bytes: Vec::new(), start: 0 }
+        Self { bytes: Vec::new(), start: 0, kept: 0 }
+    }
+
+    /// An empty buffer that keeps up to `kept` bytes of memory while it is empty: for those that fill and empty all the
+    /// time, and of which there are few.
+    pub const fn keeping(kept: usize) -> Self {
+        Self { bytes: Vec::new(), start: 0, kept }
     }
 
     /// How many bytes wait.
@@ -45,25 +53,26 @@ impl Buffer {
     pub fn consume(&mut self, count: usize) {
         self.start = self.start.saturating_add(count).min(self.bytes.len());
         if self.start == self.bytes.len() {
-            *self = Self::new();
+            self.clear();
         } else if self.start >= DEAD_BYTES_MIN && self.start * 2 >= self.bytes.len() {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
     }
 
-    /// Drops everything, and the memory with it.
+    /// Drops everything, and the memory with it that is not to be kept.
     pub fn clear(&mut self) {
-        *self = Self::new();
+        self.bytes.clear();
+        self.bytes.shrink_to(self.kept);
+        self.start = 0;
     }
 
     /// Takes everything out.
     pub fn take(&mut self) -> Vec<u8> {
-        let mut taken = core::mem::take(self);
-        if taken.start > 0 {
-            taken.bytes.drain(..taken.start);
-        }
-        taken.bytes
+        let mut bytes = core::mem::take(&mut self.bytes);
+        bytes.drain(..self.start);
+        self.start = 0;
+        bytes
     }
 }
 

@@ -113,8 +113,12 @@ pub const BODIES_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const ANSWERS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Connecting to an upstream.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle connections kept per upstream.
+/// Idle connections kept per upstream for long.
 pub const POOL_IDLE_MAX: usize = 32;
+/// How long those beyond that are kept: calls come in bursts, and a connection costs as much as a call.
+pub const POOL_BURST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle connections per upstream at any time.
+pub const POOL_BURST_MAX: usize = 1_024;
 /// How long an idle connection to an upstream is kept.
 pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What may wait to be written to an upstream or a job's stdin before its source is paused.

@@ -4,6 +4,11 @@
 /// some readers of a log), are escaped; everything else stands as itself.
 pub fn escape(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
+    if is_plain(text) {
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
     let mut plain = 0;
     for (at, c) in text.char_indices() {
         if !needs_escape(c) {
@@ -20,6 +25,13 @@ pub fn escape(out: &mut Vec<u8>, text: &str) {
 /// As [`escape`], for bytes that need not be UTF-8: each byte that is no part of a character becomes U+FFFD.
 pub fn escape_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     escape(out, &String::from_utf8_lossy(bytes));
+}
+
+/// Whether all of it is ASCII that stands as itself: almost always. Looks at every byte, so that it can look at many at
+/// once.
+fn is_plain(text: &str) -> bool {
+    text.bytes()
+        .fold(true, |plain, byte| plain & (byte >= b' ') & (byte < 0x7f) & (byte != b'"') & (byte != b'\\'))
 }
 
 fn needs_escape(c: char) -> bool {

@@ -77,7 +77,7 @@ impl Session {
     /// A new session, whose connection stands.
     pub const fn new(now: Instant) -> Self {
         Self {
-            wire: Buffer::new(),
+            wire: Buffer::keeping(LINK_UNSENT_LOW),
             sent: 0,
             written: 0,
             announced: false,

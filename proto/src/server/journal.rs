@@ -8,6 +8,9 @@ use std::collections::VecDeque;
 
 use super::Timer;
 
+/// Memory for lines that is kept between turns: what a busy turn writes.
+const LINES_KEPT: usize = 64 * 1024;
+
 /// What waits for the log, in order.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -88,9 +91,7 @@ impl Journal {
         let Some((through, bytes)) = self.offered else { return };
         debug_assert_eq!(count, bytes, "the log is appended to in one write");
         self.lines.drain(..bytes.min(self.lines.len()));
-        if self.lines.is_empty() {
-            self.lines = Vec::new();
-        }
+        self.lines.shrink_to(LINES_KEPT);
         self.offered = None;
         self.written = self.entries.iter().take_while(|entry| entry.record <= through).count();
     }

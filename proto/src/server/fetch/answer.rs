@@ -19,6 +19,9 @@ use crate::wire::sse::{EventParser, EventView, Fed, Keep};
 use carapace_policy::{AnswerVerdict, EventVerdict, Request, RpcJudged};
 use log::{debug, info};
 
+/// An announced length reserves no more than this before bytes arrive.
+const GATHERED_BYTES_RESERVED: u64 = 16 * 1024;
+
 /// What an upstream's head may be.
 const HEAD_LIMITS: HeadLimits = HeadLimits {
     head_bytes_max: RESPONSE_HEAD_BYTES_MAX,
@@ -145,7 +148,7 @@ impl Server {
         head: &ResponseHead<'_>,
     ) -> Result<(), FetchError> {
         let id = exchange.call;
-        let mut items = Vec::new();
+        let mut items = Vec::with_capacity(256);
         for field in head.passed_fields() {
             push_item(&mut items, field.name.as_bytes());
             push_item(&mut items, field.value);
@@ -157,7 +160,9 @@ impl Server {
             if head.length.is_some_and(|length| length > fetching.max_response_bytes as u64) {
                 return Err(FetchError::TooLarge);
             }
-            exchange.sort = Sort::Gathered { status: head.status, fields: items, bytes: Vec::new() };
+            let expected = head.length.unwrap_or(0).min(GATHERED_BYTES_RESERVED);
+            let bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
+            exchange.sort = Sort::Gathered { status: head.status, fields: items, bytes };
             return Ok(());
         }
         if head.is_event_stream() && head.framing != ResponseFraming::None && head.status == 200 {

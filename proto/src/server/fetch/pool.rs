@@ -2,7 +2,7 @@
 
 use super::super::{Drain, Server, Timer};
 use crate::ids::{CallId, ConnId};
-use crate::limits::{POOL_IDLE_MAX, POOL_IDLE_TIMEOUT};
+use crate::limits::{POOL_BURST_MAX, POOL_BURST_TIMEOUT, POOL_IDLE_MAX, POOL_IDLE_TIMEOUT};
 use crate::machine::Address;
 use crate::outbox::Outbox;
 use crate::time::Instant;
@@ -136,12 +136,13 @@ impl Server {
     pub(super) fn keep(&mut self, now: Instant, conn: ConnId) {
         let Some(upstream) = self.upstreams.conns.get_mut(&conn) else { return };
         let idle = self.upstreams.idle.entry(upstream.address.clone()).or_default();
-        if idle.len() >= POOL_IDLE_MAX || !matches!(self.drain, Drain::No) {
+        if idle.len() >= POOL_BURST_MAX || !matches!(self.drain, Drain::No) {
             self.close_upstream(conn);
             return;
         }
+        let patience = if idle.len() < POOL_IDLE_MAX { POOL_IDLE_TIMEOUT } else { POOL_BURST_TIMEOUT };
         idle.push(conn);
-        upstream.alarm.set(&mut self.timers, Timer::Upstream(conn), now + POOL_IDLE_TIMEOUT);
+        upstream.alarm.set(&mut self.timers, Timer::Upstream(conn), now + patience);
     }
 
     pub(in super::super) fn close_idle_upstreams(&mut self) {
