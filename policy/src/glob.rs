@@ -75,6 +75,20 @@ impl Glob {
         self.alternatives.iter().any(|tokens| match_tokens(tokens, value, true))
     }
 
+    /// A glob that matches a value in lower case when this one matches it without regard to ASCII case. `None` where a
+    /// class makes that doubtful.
+    #[must_use]
+    pub fn to_lower_case(&self) -> Option<Self> {
+        let lower = |token: &Token| match token {
+            Token::Literal(bytes) => Some(Token::Literal(bytes.to_ascii_lowercase())),
+            Token::One => Some(Token::One),
+            Token::Many => Some(Token::Many),
+            Token::Class { .. } => None,
+        };
+        let sequence = |tokens: &Vec<Token>| tokens.iter().map(lower).collect::<Option<Vec<_>>>();
+        Some(Self { alternatives: self.alternatives.iter().map(sequence).collect::<Option<_>>()? })
+    }
+
     /// The text this glob matches, when it is only one.
     #[must_use]
     pub fn as_literal(&self) -> Option<&[u8]> {
@@ -82,6 +96,19 @@ impl Glob {
             [tokens] => match tokens.as_slice() {
                 [] => Some(&[]),
                 [Token::Literal(bytes)] => Some(bytes),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The text with which a value must begin, when that is all the glob asks for.
+    #[must_use]
+    pub fn as_prefix(&self) -> Option<&[u8]> {
+        match self.alternatives.as_slice() {
+            [tokens] => match tokens.as_slice() {
+                [Token::Many] => Some(&[]),
+                [Token::Literal(bytes), Token::Many] => Some(bytes),
                 _ => None,
             },
             _ => None,
@@ -248,6 +275,16 @@ fn match_tokens(tokens: &[Token], value: &[u8], ignore_case: bool) -> bool {
                 if at == tokens.len() {
                     return true;
                 }
+                // The last literal can only be at the end; any other is at the next place where it is found.
+                if let Some(Token::Literal(literal)) = tokens.get(at)
+                    && !ignore_case
+                {
+                    if at + 1 == tokens.len() {
+                        return rest.ends_with(literal);
+                    }
+                    let Some(found) = find(rest, literal) else { return false };
+                    from += found;
+                }
                 retry = Some((at, from));
                 continue;
             }
@@ -266,6 +303,19 @@ fn match_tokens(tokens: &[Token], value: &[u8], ignore_case: bool) -> bool {
         }
         (at, from) = (token, start + 1);
         retry = Some((at, from));
+    }
+}
+
+/// The first place of `literal` in `text`. Values are short: building a searcher would take longer than searching.
+fn find(text: &[u8], literal: &[u8]) -> Option<usize> {
+    let first = *literal.first()?;
+    let mut at = 0;
+    loop {
+        at += memchr::memchr(first, text.get(at..)?)?;
+        if text.get(at..)?.starts_with(literal) {
+            return Some(at);
+        }
+        at += 1;
     }
 }
 
@@ -322,6 +372,13 @@ mod tests {
         assert!(is("a.b", "a.b") && !is("a.b", "axb"));
         assert!(is("", "") && !is("", "a"));
         assert!(is("*", "") && is("**", "any\nthing"));
+        assert!(
+            is("*ab*c", "xababyc")
+                && is("*aab", "aaab")
+                && !is("*ab", "abx")
+                && is("*a*a", "aa")
+                && !is("*a*a", "a")
+        );
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod commands;
 mod content;
 mod judge;
 mod limits;
+mod patterns;
 mod policy;
 mod problem;
 mod profile;

@@ -117,7 +117,7 @@ pub(crate) static SIGNAL_CLI: Profile = Profile {
         "sendPaymentNotification",
         "sendMessageRequestResponse",
     ],
-    files: &["attachment"],
+    files: &["attachment", "avatar", "path", "previewimage", "quoteattachment"],
     event_idle_secs: Some(45),
 };
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::commands::Command;
 use crate::glob::Glob;
 use crate::limits::RateLimit;
+use crate::patterns::{Pattern, Patterns};
 use crate::problem::Problem;
 use crate::profile::{Format, Profile};
 use crate::secret::{Secret, SecretId};
@@ -106,62 +107,6 @@ pub struct AuditRules {
     /// Whether the body of a request is.
     pub log_body: bool,
     pub(crate) redact: Vec<crate::redact::ArgRedaction>,
-}
-
-/// A pattern and the rule it comes from.
-#[derive(Debug)]
-pub(crate) struct Pattern<G> {
-    pub(crate) glob: G,
-    pub(crate) rule: Rule,
-    /// Somebody may have meant it for a regular expression.
-    pub(crate) looks_like_regex: bool,
-}
-
-/// Globs over values, with those that are plain text found at once: a thousand of them cost no more than ten.
-#[derive(Debug, Default)]
-pub(crate) struct Patterns {
-    all: Vec<Pattern<Glob>>,
-    exact: BTreeMap<Vec<u8>, usize>,
-    wild: Vec<usize>,
-}
-
-impl Patterns {
-    pub(crate) fn new(all: Vec<Pattern<Glob>>) -> Self {
-        let mut patterns = Self { all, ..Self::default() };
-        for (index, pattern) in patterns.all.iter().enumerate() {
-            match pattern.glob.as_literal() {
-                Some(text) => {
-                    patterns.exact.entry(text.to_vec()).or_insert(index);
-                }
-                None => patterns.wild.push(index),
-            }
-        }
-        patterns
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Pattern<Glob>> {
-        self.all.iter()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
-    /// A pattern that matches the value.
-    pub(crate) fn find(&self, value: &[u8]) -> Option<&Pattern<Glob>> {
-        let wild =
-            || self.wild.iter().filter_map(|&index| self.all.get(index)).find(|p| p.glob.matches(value));
-        self.exact.get(value).and_then(|&index| self.all.get(index)).or_else(wild)
-    }
-
-    /// A pattern that matches the value without regard to ASCII case.
-    pub(crate) fn find_ignoring_case(&self, value: &[u8]) -> Option<&Pattern<Glob>> {
-        self.all.iter().find(|pattern| pattern.glob.matches_ignoring_case(value))
-    }
 }
 
 /// An upstream and what may be asked of it.

@@ -5,9 +5,54 @@
 
 use crate::glob::{Glob, GlobError};
 
+/// Which words an argument vector has, as a Bloom filter: one bit for each. Most patterns among a thousand need a word
+/// that is not there, and are passed over at the cost of one comparison.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Mask(u64);
+
+impl Mask {
+    fn of(word: &[u8]) -> Self {
+        // FNV-1a; its upper bits are the better mixed ones.
+        let hash = word.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self(1 << (hash >> 58))
+    }
+
+    fn of_all<'a>(words: impl Iterator<Item = &'a [u8]>) -> Self {
+        words.fold(Self::default(), |mask, word| Self(mask.0 | Self::of(word).0))
+    }
+
+    fn has(self, needed: Self) -> bool {
+        needed.0 & !self.0 == 0
+    }
+}
+
+/// An argument vector with what patterns want to know of it, worked out once.
+#[derive(Debug)]
+pub(crate) struct Argv<'a> {
+    args: &'a [&'a [u8]],
+    /// Of the arguments.
+    mask: Mask,
+    /// Of the arguments and of the values behind `--flag=`.
+    mask_of_parts: Mask,
+}
+
+impl<'a> Argv<'a> {
+    pub(crate) fn new(args: &'a [&'a [u8]]) -> Self {
+        let mask = Mask::of_all(args.iter().copied());
+        let values = args.iter().filter_map(|arg| arg.get(flag_name(arg)?.len() + 1..));
+        Self { args, mask, mask_of_parts: Mask(mask.0 | Mask::of_all(values).0) }
+    }
+}
+
 /// An allow pattern.
 #[derive(Clone, Debug)]
-pub(crate) struct AllowWords(Vec<Word>);
+pub(crate) struct AllowWords {
+    words: Vec<Word>,
+    /// Of the words that are plain text.
+    needed: Mask,
+}
 
 #[derive(Clone, Debug)]
 enum Word {
@@ -21,18 +66,27 @@ impl AllowWords {
     pub(crate) fn new(pattern: &str) -> Result<Self, GlobError> {
         let words = split(pattern);
         if words.len() == 1 && pattern.trim() == "*" {
-            return Ok(Self(vec![Word::Rest]));
+            return Ok(Self { words: vec![Word::Rest], needed: Mask::default() });
         }
         let compile = |word: &String| Ok(if word == "**" { Word::Rest } else { Word::One(Glob::new(word)?) });
-        words.iter().map(compile).collect::<Result<_, _>>().map(Self)
+        let words = words.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
+        let literals = words.iter().filter_map(|word| match word {
+            Word::One(glob) => glob.as_literal(),
+            Word::Rest => None,
+        });
+        let needed = Mask::of_all(literals);
+        Ok(Self { words, needed })
     }
 
     /// Whether the pattern describes the whole of `argv`.
-    pub(crate) fn matches(&self, argv: &[&[u8]]) -> bool {
+    pub(crate) fn matches(&self, argv: &Argv<'_>) -> bool {
+        if !argv.mask.has(self.needed) {
+            return false;
+        }
         let (mut at, mut from) = (0, 0);
         let mut retry = None;
         loop {
-            match (self.0.get(at), argv.get(from)) {
+            match (self.words.get(at), argv.args.get(from)) {
                 (None, None) => return true,
                 (Some(Word::Rest), _) => {
                     at += 1;
@@ -46,7 +100,7 @@ impl AllowWords {
                 (Some(Word::One(_)) | None, _) => {}
             }
             let Some((word, start)) = retry else { return false };
-            if start >= argv.len() {
+            if start >= argv.args.len() {
                 return false;
             }
             (at, from) = (word, start + 1);
@@ -57,13 +111,13 @@ impl AllowWords {
     /// Whether any vector at all matches.
     #[cfg(feature = "file")]
     pub(crate) fn is_everything(&self) -> bool {
-        matches!(self.0.as_slice(), [Word::Rest])
+        matches!(self.words.as_slice(), [Word::Rest])
     }
 
     /// Whether some word matches any argument, flags included.
     #[cfg(feature = "file")]
     pub(crate) fn has_open_word(&self) -> bool {
-        self.0.iter().any(|word| match word {
+        self.words.iter().any(|word| match word {
             Word::One(glob) => glob.is_everything(),
             Word::Rest => true,
         })
@@ -74,7 +128,22 @@ impl AllowWords {
 #[derive(Clone, Debug)]
 pub(crate) struct DenyWords {
     /// Each is the pattern in another spelling; one is enough.
-    spellings: Vec<Vec<DenyWord>>,
+    spellings: Vec<Spelling>,
+}
+
+#[derive(Clone, Debug)]
+struct Spelling {
+    words: Vec<DenyWord>,
+    /// Of the words that are plain text and no flags: those match nothing but themselves.
+    needed: Mask,
+}
+
+impl Spelling {
+    fn new(words: Vec<DenyWord>) -> Self {
+        let literals = words.iter().filter_map(|word| word.glob.as_literal());
+        let needed = Mask::of_all(literals.filter(|literal| literal.first() != Some(&b'-')));
+        Self { words, needed }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -107,12 +176,15 @@ impl DenyWords {
             }
         }
         spellings.push(apart);
-        Ok(Some(Self { spellings }))
+        Ok(Some(Self { spellings: spellings.into_iter().map(Spelling::new).collect() }))
     }
 
     /// Whether the words meet some of the arguments, in order.
-    pub(crate) fn matches(&self, argv: &[&[u8]]) -> bool {
-        self.spellings.iter().any(|words| is_subsequence(words, argv))
+    pub(crate) fn matches(&self, argv: &Argv<'_>) -> bool {
+        let is_there = |spelling: &Spelling| {
+            argv.mask_of_parts.has(spelling.needed) && is_subsequence(&spelling.words, argv.args)
+        };
+        self.spellings.iter().any(is_there)
     }
 }
 
@@ -202,11 +274,11 @@ mod tests {
     }
 
     fn allows(pattern: &str, args: &str) -> bool {
-        AllowWords::new(pattern).unwrap().matches(&argv(args))
+        AllowWords::new(pattern).unwrap().matches(&Argv::new(&argv(args)))
     }
 
     fn denies(pattern: &str, args: &str) -> bool {
-        DenyWords::new(pattern).unwrap().unwrap().matches(&argv(args))
+        DenyWords::new(pattern).unwrap().unwrap().matches(&Argv::new(&argv(args)))
     }
 
     #[test]
@@ -220,7 +292,7 @@ mod tests {
         assert!(allows("*", "") && allows("*", "a|b") && allows("**", "") && allows("", ""));
         assert!(!allows("", "a"));
         assert!(allows(r"say a\ b", "say|a b"));
-        assert!(AllowWords::new("get *").unwrap().matches(&[b"get", b""]));
+        assert!(AllowWords::new("get *").unwrap().matches(&Argv::new(&[b"get", b""])));
     }
 
     #[test]

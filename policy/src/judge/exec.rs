@@ -13,6 +13,7 @@ use crate::redact::redacted;
 use crate::secret::Secret;
 use crate::tool::{CliTool, Rlimits, Tool};
 use crate::verdict::{Denial, DenialKind, Judged, Notes, Rule, Trace};
+use crate::words::Argv;
 
 /// The variable that marks everything below a job. The driver sets it; nobody else may.
 const JOB_VARIABLE: &[u8] = b"_CARAPACE_JOB";
@@ -276,15 +277,16 @@ fn judge_argv(tool: &Tool, cli: &CliTool, argv: &[&[u8]], trace: &mut Trace) -> 
         return Err(Denial::new(DenialKind::Malformed, said, Rule::new("argv", 0), "NUL in an argument"));
     }
     let said = || format!("{}: these arguments are not allowed", tool.name);
+    let words = Argv::new(argv);
     for pattern in &cli.deny {
-        let is_hit = pattern.glob.matches(argv);
+        let is_hit = pattern.glob.matches(&words);
         trace.tried(&pattern.rule, || if is_hit { "denies" } else { "does not match" }.to_owned());
         if is_hit {
             return Err(denied(said(), pattern.rule.clone(), "a deny pattern matches"));
         }
     }
     for pattern in &cli.allow {
-        let is_hit = pattern.glob.matches(argv);
+        let is_hit = pattern.glob.matches(&words);
         trace.tried(&pattern.rule, || if is_hit { "allows" } else { "does not match" }.to_owned());
         if is_hit {
             return Ok(pattern.rule.clone());

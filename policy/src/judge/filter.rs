@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::json::{Call, Kind, Value};
+use crate::patterns::Patterns;
 use crate::profile::{Format, JSON_RPC, Profile};
-use crate::tool::{FieldPath, Filter, MethodRules, Patterns, RpcRules, Tool};
+use crate::tool::{FieldPath, Filter, MethodRules, RpcRules, Tool};
 use crate::verdict::{Denial, DenialKind, Notes, Rule, Trace, shown};
 
 /// The most values of one field: more recipients than any call has, and still judged in well under a millisecond.

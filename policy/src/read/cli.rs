@@ -9,7 +9,8 @@ use super::tables::{COMMAND, FLAG, LIMITS};
 use super::yaml::{Node, Text, Yaml};
 use crate::commands::{Command, Flag, FlagValue};
 use crate::glob::Glob;
-use crate::tool::{CliTool, Pattern, Rlimits};
+use crate::patterns::Pattern;
+use crate::tool::{CliTool, Rlimits};
 use crate::words::{AllowWords, DenyWords};
 
 /// 100 MiB: more than a tool prints by intention, and more can be asked for.

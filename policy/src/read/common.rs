@@ -8,9 +8,10 @@ use super::tables::{AUDIT, RATE_LIMIT};
 use super::yaml::Text;
 use crate::glob::{Glob, GlobError};
 use crate::limits::RateLimit;
+use crate::patterns::Pattern;
 use crate::problem::Position;
 use crate::redact::ArgRedaction;
-use crate::tool::{AuditRules, Pattern};
+use crate::tool::AuditRules;
 use crate::verdict::Rule;
 
 /// The tool being read.

@@ -8,8 +8,9 @@ use super::tables::FILTER;
 use super::yaml::{Node, Text, Yaml};
 use crate::glob::Glob;
 use crate::judge::{PATH_DEPTH_MAX, default_audit_name};
+use crate::patterns::Patterns;
 use crate::profile::{JSON_RPC, Profile};
-use crate::tool::{FieldPath, Filter, Patterns};
+use crate::tool::{FieldPath, Filter};
 
 /// Where filters come from.
 pub(super) struct FilterSource<'a> {

@@ -10,9 +10,10 @@ use super::filters::FilterSource;
 use super::secrets::{Secrets, Target};
 use super::yaml::Text;
 use crate::glob::Glob;
+use crate::patterns::Patterns;
 use crate::profile::{JSON_RPC, PROFILES, Profile, SIGNAL_CLI};
 use crate::secret::SecretId;
-use crate::tool::{Endpoint, EndpointKind, Filter, HttpTool, Patterns, RpcRules, Scheme, Segment, Upstream};
+use crate::tool::{Endpoint, EndpointKind, Filter, HttpTool, RpcRules, Scheme, Segment, Upstream};
 use crate::verdict::Rule;
 
 /// Any of these makes a tool one that takes JSON-RPC.

@@ -1,11 +1,10 @@
 //! What works and perhaps not as meant: for `policy check`.
 
 use super::fields::Reader;
+use crate::patterns::Patterns;
 use crate::problem::Position;
 use crate::profile::Profile;
-use crate::tool::{
-    CliTool, Endpoint, Filter, HttpTool, Kind, MethodRules, Patterns, RpcRules, Scheme, Segment, Tool,
-};
+use crate::tool::{CliTool, Endpoint, Filter, HttpTool, Kind, MethodRules, RpcRules, Scheme, Segment, Tool};
 use crate::verdict::Rule;
 
 /// Variables that make many programs run code.
