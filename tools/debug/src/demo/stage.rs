@@ -115,6 +115,7 @@ impl Stage {
     pub(super) fn explain(&self, output: &mut Output) -> Result<(), Failure> {
         let (variable, socket) = self.pair.shim_env();
         let shim = self.tool_path("uname");
+        let own = std::env::current_exe()?;
         let call = r#"'{"jsonrpc":"2.0","id":"1","method":"version"}'"#;
         output.line("")?;
         output.line(
@@ -129,7 +130,7 @@ impl Stage {
             ("events", format!("curl -sN {}", self.url("/api/v1/events"))),
             ("health", format!("curl -s {}", self.url("/health"))),
             ("a tool", format!("{variable}={} {} -a", socket.display(), shim.display())),
-            ("audit", format!("carapace-debug audit --follow --file {}", self.pair.audit_log().display())),
+            ("audit", format!("{} audit --follow --file {}", own.display(), self.pair.audit_log().display())),
             ("policy", self.folder.join("policy.yaml").display().to_string()),
             ("server", self.pair.server_launch().to_string()),
             ("agent", self.pair.agent_launch().to_string()),

@@ -161,6 +161,9 @@ fn margin(label: &str, output: &Output) -> String {
 }
 
 fn marked(label: &str, style: Style, output: &Output) -> String {
+    if label.is_empty() {
+        return " ".repeat(MARGIN);
+    }
     output.paint(style, &format!("{label:>MARGIN$}"))
 }
 
