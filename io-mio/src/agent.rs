@@ -44,6 +44,13 @@ fn serve(settings: &AgentSettings) -> Result<(), Fatal> {
     let mut listeners = Vec::new();
     let mut kinds = Vec::new();
     for tool in &settings.http_tools.value {
+        if !tool.addr.ip().to_canonical().is_loopback() {
+            log::warn!(
+                "{} can be reached from other machines, and whoever does may use {}",
+                tool.addr,
+                tool.tool
+            );
+        }
         let listener = Listener::tcp(tool.addr, Owner::Ignore)?;
         let port = listener.tcp_addr().map_or(tool.addr.port(), |addr| addr.port());
         kinds.push(AgentListener::Http { tool: tool.tool.clone(), port, addr: tool.addr.ip().to_string() });

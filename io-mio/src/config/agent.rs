@@ -6,7 +6,7 @@ use crate::exit::Fatal;
 use clap::Parser;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// The tool that the one port speaks for when no others are named.
@@ -128,7 +128,7 @@ fn server(flags: &Flags, reader: &Reader<'_>) -> Result<(Setting<String>, Settin
     let port = reader.read("--server", port, "CARAPACE_SERVER_PORT", "8765", |text| {
         text.parse().ok().filter(|port| *port != 0).ok_or("a host and a port")
     })?;
-    Ok((host, port))
+    Ok((host.labelled("server-host"), port.labelled("server-port")))
 }
 
 /// `host:port`, where an IPv6 address stands in brackets.
@@ -150,7 +150,10 @@ fn http_tools(flags: &Flags, reader: &Reader<'_>) -> Result<Setting<Vec<ToolList
         flags.http_listen_addr.as_deref(),
         "CARAPACE_HTTP_LISTEN_ADDR",
         "127.0.0.1",
-        |text| text.parse::<IpAddr>().map_err(|_| "an IP address"),
+        |text| match text {
+            "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+            text => text.parse::<IpAddr>().map_err(|_| "an IP address"),
+        },
     )?;
     let mut tools = reader.read(
         "--http-tools",
@@ -180,7 +183,7 @@ fn tool_listeners(text: &str) -> Result<Vec<ToolListener>, &'static str> {
         }
         tools.push(ToolListener { tool: tool.to_owned(), addr });
     }
-    Ok(tools)
+    if tools.is_empty() && !text.is_empty() { Err(wrong) } else { Ok(tools) }
 }
 
 fn items(text: &str) -> impl Iterator<Item = &str> {
@@ -262,7 +265,7 @@ mod tests {
         for (name, value) in [
             ("CARAPACE_SERVER_PORT", "http"),
             ("CARAPACE_HTTP_PORT", "70000"),
-            ("CARAPACE_HTTP_LISTEN_ADDR", "localhost"),
+            ("CARAPACE_HTTP_LISTEN_ADDR", "here"),
         ] {
             let fatal = read(&[], &[(name, value)]).unwrap_err();
             assert_eq!(fatal.exit, Exit::Config);

@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(settings.policy.value, Path::new("/flag"));
         assert_eq!(settings.policy.origin, Origin::Flag);
         assert!(settings.common.log_json.value);
-        assert_eq!(settings.common.log_json.name(), "CARAPACE_LOG_JSON");
+        assert_eq!(settings.common.log_json.origin, Origin::Environment);
         assert_eq!(settings.audit_log.origin, Origin::Default, "empty is absent");
     }
 

@@ -26,24 +26,19 @@ pub struct Setting<T> {
     pub origin: Origin,
     flag: &'static str,
     variable: &'static str,
+    /// What it is called where all are listed.
+    label: &'static str,
 }
 
 impl<T> Setting<T> {
-    /// The flag or the variable that an error about this value has to name.
-    pub const fn name(&self) -> &'static str {
-        match self.origin {
-            Origin::Environment => self.variable,
-            Origin::Default | Origin::Flag => self.flag,
-        }
+    /// An error about this value.
+    pub(crate) fn wrong(&self, what: fmt::Arguments<'_>) -> Fatal {
+        wrong(self.origin, self.flag, self.variable, what)
     }
 
-    /// An error about this value: of usage where it was a flag, else of configuration.
-    pub(crate) fn wrong(&self, what: impl fmt::Display) -> Fatal {
-        let exit = match self.origin {
-            Origin::Flag => Exit::Usage,
-            Origin::Default | Origin::Environment => Exit::Config,
-        };
-        Fatal::new(exit, format!("{}: {what}", self.name()))
+    /// Under another name where all are listed: one flag may give several.
+    pub(super) fn labelled(self, label: &'static str) -> Self {
+        Self { label, ..self }
     }
 
     pub(super) fn row<S: Into<String>>(&self, show: impl FnOnce(&T) -> S) -> Row {
@@ -52,7 +47,7 @@ impl<T> Setting<T> {
             Origin::Environment => self.variable,
             Origin::Flag => self.flag,
         };
-        (self.flag.trim_start_matches('-'), show(&self.value).into(), origin.to_owned())
+        (self.label, show(&self.value).into(), origin.to_owned())
     }
 }
 
@@ -85,11 +80,11 @@ impl Reader<'_> {
             (None, Some(text)) => (text.as_str(), Origin::Environment),
             (None, None) => (default, Origin::Default),
         };
-        let setting = Setting { value: (), origin, flag, variable };
-        match parse(text) {
-            Ok(value) => Ok(Setting { value, origin, flag, variable }),
-            Err(expected) => Err(setting.wrong(format_args!("`{text}` is not {expected}"))),
-        }
+        let setting = |value| Setting { value, origin, flag, variable, label: flag.trim_start_matches('-') };
+        parse(text).map(setting).map_err(|expected| {
+            let what = format_args!("`{text}` is not {expected}");
+            wrong(origin, flag, variable, what)
+        })
     }
 
     /// Reads a setting that is on or off, and off by default.
@@ -112,5 +107,14 @@ impl Reader<'_> {
             Ok(text) => Ok(text.filter(|text| !text.is_empty())),
             Err(_) => Err(Fatal::new(Exit::Config, format!("{name}: it is not UTF-8"))),
         }
+    }
+}
+
+/// An error of usage where the value was a flag, else of configuration. Names the flag or the variable.
+fn wrong(origin: Origin, flag: &str, variable: &str, what: fmt::Arguments<'_>) -> Fatal {
+    match origin {
+        Origin::Environment => Fatal::new(Exit::Config, format!("{variable}: {what}")),
+        Origin::Default => Fatal::new(Exit::Config, format!("{flag}: {what}")),
+        Origin::Flag => Fatal::new(Exit::Usage, format!("{flag}: {what}")),
     }
 }

@@ -1,4 +1,11 @@
 //! The loop with real sockets and a real log, under a machine of a few lines.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that is surprised fails"
+)]
 
 mod echo;
 
