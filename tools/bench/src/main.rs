@@ -119,6 +119,7 @@ fn run(cli: &Cli) -> io::Result<()> {
         time: Duration::from_secs_f64(cli.seconds),
         rounds: usize::from(cli.rounds),
     };
+    report::print_machine(cli.json)?;
     if cfg!(debug_assertions) {
         tell("this is a debug build: its figures mean little");
     }
@@ -135,7 +136,15 @@ fn run(cli: &Cli) -> io::Result<()> {
         What::Memory { streams: 1_000 },
         What::Sizes,
     ];
-    all.iter().try_for_each(|what| print(&measure(&bench, what)?, cli.json))
+    let mut last = Ok(());
+    for what in &all {
+        // What can be measured is, even where something else cannot.
+        if let Err(error) = measure(&bench, what).and_then(|groups| print(&groups, cli.json)) {
+            tell(&format!("not measured: {error}"));
+            last = Err(error);
+        }
+    }
+    last.map_err(|_| io::Error::other("not everything could be measured"))
 }
 
 fn is_there(program: &str, otherwise: &str) -> bool {

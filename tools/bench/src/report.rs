@@ -1,9 +1,13 @@
 //! What was measured, as a table for people or as JSON.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{self, Write};
+use std::thread;
 
 use serde_json::{Value, json};
+
+use crate::stats::size;
 
 /// What a figure is to reach.
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +138,30 @@ pub(crate) fn print(group: &Group, is_json: bool) -> io::Result<()> {
         group.rows.iter().try_for_each(|row| writeln!(out, "{}", row.json(group)))?;
     } else {
         out.write_all(group.table().as_bytes())?;
+    }
+    out.flush()
+}
+
+/// Prints what the figures were measured on, and says when it has other things to do.
+pub(crate) fn print_machine(is_json: bool) -> io::Result<()> {
+    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
+    let cpu = read("/proc/cpuinfo").lines().find_map(|line| {
+        let (_, name) = line.strip_prefix("model name")?.split_once(':')?;
+        Some(name.trim().to_owned())
+    });
+    let cpu = cpu.unwrap_or_else(|| "a processor without a name".to_owned());
+    let cores = thread::available_parallelism()?.get();
+    let load =
+        read("/proc/loadavg").split(' ').next().and_then(|load| load.parse::<f64>().ok()).unwrap_or(0.0);
+    let mut out = io::stdout().lock();
+    if is_json {
+        writeln!(out, "{}", json!({ "kernel": kernel, "cpu": cpu, "cores": cores, "load": load }))?;
+    } else {
+        writeln!(out, "{cores} cores of {cpu}, Linux {kernel}, load {load}")?;
+    }
+    if load * 4.0 > size(cores) {
+        tell(&format!("this machine is busy (load {load} on {cores} cores): times and rates mean little"));
     }
     out.flush()
 }
