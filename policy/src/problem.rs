@@ -119,7 +119,9 @@ impl Source {
                 block = None;
             }
             let opens = SECRET_KEYS.iter().any(|key| line.contains(key));
-            lines.push((line.to_owned(), block.is_some() || opens));
+            // A URL with a user's name in it probably has a password, too.
+            let has_login = line.split_once("://").is_some_and(|(_, rest)| rest.contains('@'));
+            lines.push((line.to_owned(), block.is_some() || opens || has_login));
             if opens && block.is_none() {
                 block = Some(indent);
             }
@@ -166,9 +168,9 @@ mod tests {
 
     #[test]
     fn shows_no_line_that_may_hold_a_secret() {
-        let text = "t:\n  env_inject:\n    A: hunter2\n\n    B: |\n      hunter3\n  after: seen\n  headers_inject: { X: hunter4,\n    Y: hunter5 }\n";
+        let text = "t:\n  env_inject:\n    A: hunter2\n\n    B: |\n      hunter3\n  after: seen\n  headers_inject: { X: hunter4,\n    Y: hunter5 }\n  upstream: http://u:hunter6@x\n";
         let source = Source::new("p", text);
-        for line in 1..=9 {
+        for line in 1..=10 {
             let shown = source.problem(Position { line, column: 3 }, "x").to_string();
             assert!(!shown.contains("hunter"), "{shown}");
             assert_eq!(shown.contains("seen"), line == 7);

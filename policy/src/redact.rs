@@ -1,6 +1,7 @@
 //! Taking secrets out of arguments before they are recorded.
 
 use crate::glob::{Glob, GlobError};
+use crate::verdict::shortened;
 
 /// What stands in a record for what was taken out.
 pub(crate) const REDACTED: &str = "[REDACTED]";
@@ -36,8 +37,27 @@ impl ArgRedaction {
     }
 }
 
-/// The arguments as a record may show them. Bytes that are not UTF-8 become U+FFFD.
+/// The most arguments in one record.
+const ARGS_MAX: usize = 256;
+
+/// The longest argument in a record, in bytes.
+const ARG_BYTES_MAX: usize = 1024;
+
+/// The arguments as a record may show them. Bytes that are not UTF-8 become U+FFFD; what is too long or too many is cut,
+/// and says so.
 pub(crate) fn redacted(argv: &[&[u8]], rules: &[ArgRedaction]) -> Vec<String> {
+    let kept = argv.get(..ARGS_MAX).unwrap_or(argv);
+    let mut shown: Vec<_> = redacted_each(kept, rules)
+        .into_iter()
+        .map(|arg| shortened(&arg, ARG_BYTES_MAX).into_owned())
+        .collect();
+    if argv.len() > kept.len() {
+        shown.push(format!("... and {} more", argv.len() - kept.len()));
+    }
+    shown
+}
+
+fn redacted_each(argv: &[&[u8]], rules: &[ArgRedaction]) -> Vec<String> {
     let mut is_value = false;
     let mut shown = Vec::with_capacity(argv.len());
     for arg in argv {
@@ -84,5 +104,8 @@ mod tests {
         );
         assert_eq!(show("a sk-123 b"), "a [REDACTED] b");
         assert_eq!(show("--sessions abc"), "--sessions abc");
+        let many: Vec<&[u8]> = vec![b"x"; 300];
+        assert_eq!(redacted(&many, &rules).last().unwrap(), "... and 44 more");
+        assert!(redacted(&[&[b'x'; 5000]], &rules)[0].len() < 1100);
     }
 }

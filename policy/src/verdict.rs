@@ -111,7 +111,8 @@ impl Notes {
         &self.params
     }
 
-    /// The arguments (without the program's name), redacted, where the policy wants them recorded.
+    /// The arguments (without the program's name), redacted, where the policy wants them recorded; at most 256, each cut
+    /// to 1 KiB.
     #[must_use]
     pub fn argv(&self) -> Option<&[String]> {
         self.argv.as_deref()
@@ -237,7 +238,8 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     short
 }
 
-fn shortened(text: &str, bytes_max: usize) -> Cow<'_, str> {
+/// The text, cut at a character's border and marked where it is longer.
+pub(crate) fn shortened(text: &str, bytes_max: usize) -> Cow<'_, str> {
     if text.len() <= bytes_max {
         return Cow::Borrowed(text);
     }

@@ -8,6 +8,9 @@ use super::value::{Kind, Value, unescape};
 /// The most calls in one batch: a hundred times what clients send, and its answers still fit in memory.
 pub(crate) const BATCH_MAX: usize = 1024;
 
+/// The longest id and the longest method, in bytes: both come back in answers and records, one for each call.
+const NAME_BYTES_MAX: usize = 1024;
+
 /// The `id` of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Id {
@@ -126,11 +129,19 @@ impl<'a> Call<'a> {
         if id.is_some_and(|id| !matches!(id.kind(), Kind::Null | Kind::Number | Kind::String)) {
             return Err("`id` must be a string, a number or null");
         }
+        if id.is_some_and(|id| id.bytes().len() > NAME_BYTES_MAX) || method.len() > NAME_BYTES_MAX {
+            return Err("`id` and `method` must be short");
+        }
         let params = params.filter(|params| params.kind() != Kind::Null);
         if params.is_some_and(|params| !matches!(params.kind(), Kind::Object | Kind::Array)) {
             return Err("`params` must be an object or an array");
         }
         Ok(Self { id: id.map(Value::bytes), method, params, text, members })
+    }
+
+    /// The bytes of the id; empty for a notification.
+    pub(crate) fn id_bytes(&self) -> &'a [u8] {
+        self.id.unwrap_or_default()
     }
 
     pub(crate) fn id(&self) -> Id {
@@ -218,6 +229,8 @@ mod tests {
             r#"{"jsonrpc":"2.0","method":"a","id":[]}"#,
             r#"{"jsonrpc":"2.0","method":"a","id":true}"#,
             r#"{"jsonrpc":"2.0","method":"a","params":"x"}"#,
+            &format!(r#"{{"jsonrpc":"2.0","method":"{}"}}"#, "a".repeat(1025)),
+            &format!(r#"{{"jsonrpc":"2.0","method":"a","id":"{}"}}"#, "a".repeat(1025)),
         ] {
             assert!(read(body)[0].is_err(), "{body}");
         }

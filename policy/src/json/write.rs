@@ -31,7 +31,7 @@ pub fn escape_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 /// once.
 fn is_plain(text: &str) -> bool {
     text.bytes()
-        .fold(true, |plain, byte| plain & (byte >= b' ') & (byte < 0x7f) & (byte != b'"') & (byte != b'\\'))
+        .fold(true, |plain, byte| plain & (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\'))
 }
 
 fn needs_escape(c: char) -> bool {

@@ -5,7 +5,7 @@ use super::filter::{Subject, trace_all};
 use super::http::{Request, RpcGate};
 use super::take_rate;
 use crate::caller::Caller;
-use crate::content::JsonSieve;
+use crate::content::{ContentMatch, JsonSieve};
 use crate::json::{self, Call, Calls, Id, JsonError, Scan, Value};
 use crate::limits::Limits;
 use crate::policy::Policy;
@@ -322,7 +322,8 @@ impl Judging<'_> {
                 Box::new(Content { sieve: JsonSieve::new(&self.policy.content), looked_at: 0, notes })
             }
         };
-        match self.by_content(&mut begun, content_bytes) {
+        let result = if begun.looked_at == 0 { self.by_names(&mut begun) } else { Ok(()) };
+        match result.and_then(|()| self.by_content(&mut begun, content_bytes)) {
             Ok(true) => {
                 begun.notes.warnings = begun.sieve.take_warnings();
                 Some(self.by_rate(begun.notes, circumstances))
@@ -354,6 +355,19 @@ impl Judging<'_> {
         }
     }
 
+    /// Looks at what goes out beside the parameters; both are short.
+    fn by_names(&self, content: &mut Content) -> Result<(), Box<Denial>> {
+        let (id, method) = (self.call.id_bytes(), self.call.method.as_bytes());
+        for part in [id, b"\n", method, b"\n"] {
+            content.sieve.push(part).map_err(|found| self.blocked(found))?;
+        }
+        Ok(())
+    }
+
+    fn blocked(&self, found: ContentMatch) -> Box<Denial> {
+        found.denial(&format!("{}: `{}` was not carried out", self.gate.tool.name, shown(&self.call.method)))
+    }
+
     /// Looks at the next piece of the parameters; true at their end.
     fn by_content(&self, content: &mut Content, work_bytes: &mut usize) -> Result<bool, Box<Denial>> {
         let params = self.call.params.map(Value::bytes).unwrap_or_default();
@@ -363,11 +377,7 @@ impl Judging<'_> {
             }
             let piece = rest.get(..8 * 1024).unwrap_or(rest);
             let before = content.sieve.work_bytes();
-            content.sieve.push(piece).map_err(|found| {
-                let what =
-                    format!("{}: `{}` was not carried out", self.gate.tool.name, shown(&self.call.method));
-                found.denial(&what)
-            })?;
+            content.sieve.push(piece).map_err(|found| self.blocked(found))?;
             *work_bytes += content.sieve.work_bytes() - before;
             content.looked_at += piece.len();
         }

@@ -250,8 +250,11 @@ fn headers_inject(
     secrets: &mut Secrets<'_, '_>,
     context: &Context,
 ) -> Vec<(Arc<str>, SecretId)> {
-    let mut injected = Vec::new();
+    let mut injected: Vec<(Arc<str>, SecretId)> = Vec::new();
     for (name, node) in fields.entries("headers_inject") {
+        if injected.iter().any(|(known, _)| known.eq_ignore_ascii_case(&name.text)) {
+            fields.reader().error(name.at, format!("the header `{}` is there twice", name.text));
+        }
         if is_header(fields.reader(), &name)
             && let Some(id) = secrets.read(context, &name, node, Target::Header)
         {
