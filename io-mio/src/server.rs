@@ -7,7 +7,7 @@ use crate::config::{Purpose, print, server::ServerSettings};
 use crate::daemon;
 use crate::exit::Fatal;
 use crate::listen::{Listener, Owner};
-use crate::policy::PolicyFile;
+use crate::policy::{PolicyFile, PolicyReader};
 use crate::signal::Signals;
 use crate::turn::{Loop, Parts};
 use carapace_policy::Policy;
@@ -64,7 +64,7 @@ fn serve(settings: &ServerSettings, policy_file: PolicyFile, policy: Policy) -> 
         children: Some(
             Children::new(Account::own(), open_files).map_err(daemon::failed("standard input of jobs"))?,
         ),
-        policy: Some(policy_file),
+        policy: Some(PolicyReader::new(policy_file)),
     };
     let driver = Loop::new(machine, clock, now, parts).map_err(daemon::failed("event loop"))?;
     log::info!("listening on {address} for agents");

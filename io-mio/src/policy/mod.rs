@@ -9,6 +9,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// 4 MiB: a policy of ten thousand rules is a tenth of it.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -17,6 +18,29 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct PolicyFile {
     path: PathBuf,
+}
+
+/// Reads the policy anew whenever it is asked to. Behind a pointer, so that only the daemon that has a policy holds the
+/// code that reads one.
+#[derive(Clone)]
+pub struct PolicyReader(Arc<dyn Fn() -> Result<Policy, LoadError> + Send + Sync>);
+
+impl PolicyReader {
+    /// A reader of this file.
+    pub fn new(file: PolicyFile) -> Self {
+        Self(Arc::new(move || file.load()))
+    }
+
+    /// Reads it; see [`PolicyFile::load`].
+    pub fn read(&self) -> Result<Policy, LoadError> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for PolicyReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PolicyReader")
+    }
 }
 
 /// Why there is no policy: lines for the operator, each `file:line:column: what` where a line is to blame.

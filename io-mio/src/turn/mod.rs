@@ -13,7 +13,7 @@ use crate::child::Children;
 use crate::clock::Clock;
 use crate::listen::Listener;
 use crate::mail::{self, Letter, Post};
-use crate::policy::PolicyFile;
+use crate::policy::PolicyReader;
 use crate::port::{Key, Port};
 use crate::signal::Signals;
 use carapace_proto::ids::{ConnId, ListenerId, RecordId};
@@ -55,7 +55,7 @@ pub struct Parts {
     /// Jobs.
     pub children: Option<Children>,
     /// What SIGHUP reads anew.
-    pub policy: Option<PolicyFile>,
+    pub policy: Option<PolicyReader>,
 }
 
 /// How a loop ended.
@@ -107,7 +107,7 @@ pub struct Loop<M> {
     signals: Option<Signals>,
     audit: Option<Audit>,
     children: Option<Children>,
-    policy: Option<PolicyFile>,
+    policy: Option<PolicyReader>,
     loading: Loading,
     drain_until: Option<Instant>,
     end: Option<End>,
@@ -354,7 +354,7 @@ impl<M: Machine> Loop<M> {
         }
         let Some(policy) = self.policy.clone() else { return };
         let post = self.post.clone();
-        let load = move || post.send(Letter::Policy(policy.load().map(Box::new)));
+        let load = move || post.send(Letter::Policy(policy.read().map(Box::new)));
         match thread::Builder::new().name("policy".into()).spawn(load) {
             Ok(_) => self.loading = Loading::Now,
             Err(error) => log::error!("the policy cannot be read: {error}; the old one stays in force"),
