@@ -16,6 +16,7 @@ mod streams;
 mod tools;
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,6 +50,9 @@ struct Cli {
     /// Measure only Carapace.
     #[arg(long, global = true)]
     without_nginx: bool,
+    /// A shim in place of the one beside this program: the static one, for instance.
+    #[arg(long, global = true, value_name = "FILE")]
+    shim: Option<PathBuf>,
 }
 
 /// Without one of these, everything is measured.
@@ -110,8 +114,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> io::Result<()> {
     process::raise_descriptor_limit()?;
-    let binaries =
-        if cli.without_carapace { None } else { Some(Binaries::find(tell).map_err(io::Error::other)?) };
+    let binaries = if cli.without_carapace { None } else { Some(find_binaries(cli)?) };
     let bench = Bench {
         binaries,
         has_nginx: !cli.without_nginx && is_there("nginx", "there is nothing to compare with"),
@@ -145,6 +148,15 @@ fn run(cli: &Cli) -> io::Result<()> {
         }
     }
     last.map_err(|_| io::Error::other("not everything could be measured"))
+}
+
+fn find_binaries(cli: &Cli) -> io::Result<Binaries> {
+    let binaries = Binaries::find(tell).map_err(io::Error::other)?;
+    match &cli.shim {
+        // A symlink to it is made elsewhere: its path must hold there, too.
+        Some(shim) => Ok(binaries.with_shim(shim.canonicalize()?)),
+        None => Ok(binaries),
+    }
 }
 
 fn is_there(program: &str, otherwise: &str) -> bool {

@@ -51,7 +51,7 @@ impl Stage {
 pub(crate) fn start(bench: &Bench, runs: usize) -> io::Result<Vec<Group>> {
     let Some(stage) = Stage::start(bench)? else { return Ok(Vec::new()) };
     tell(&format!("`true` and a slow tool, through the shim and natively, {runs} times"));
-    let [ours, theirs] = alternately(stage.both("true", &[])?, runs, |command| {
+    let found = alternately(stage.both("true", &[])?, runs, |command| {
         let start = Instant::now();
         let ended = rig::spawn(command)?.wait()?;
         if ended.success() {
@@ -62,11 +62,15 @@ pub(crate) fn start(bench: &Bench, runs: usize) -> io::Result<Vec<Group>> {
     })?;
     let both =
         |what: &str, ours, theirs, goal| Row { what: what.to_owned(), ours, theirs, direct: None, goal };
+    let [ours, theirs] = found.each_ref().map(|times| median(times.iter().copied()));
+    let [our_best, their_best] = found.each_ref().map(|times| least_tenth(times));
     let mut rows = vec![
         both("`true`, median, ms", ours, theirs, Goal::AtMost(1.6)),
         both("the same, against exec", ours, theirs, Goal::RatioAtMost(2.0)),
+        // What it takes when nothing else wants the processor: of use on a busy machine.
+        both("`true`, the quickest tenth within, ms", our_best, their_best, Goal::Known),
     ];
-    let [ours, theirs] = alternately(stage.both("sh", &SLOW)?, (runs / 20).max(3), first_byte)?;
+    let [ours, theirs] = alternately(stage.both("sh", &SLOW)?, (runs / 20).max(3), first_byte)?.map(median);
     rows.push(both("first byte of a slow tool, ms", ours, theirs, Goal::AtMost(5.0)));
     let [mut shim, _] = stage.both("sh", &SLOW)?;
     rows.push(both("shim, peak RSS, MiB", Some(peak_mib(&mut shim)?), None, Goal::AtMost(1.5)));
@@ -85,8 +89,10 @@ pub(crate) fn output(bench: &Bench) -> io::Result<Vec<Group>> {
     let bytes = CARRIED_BYTES.to_string();
     let out = alternately(stage.both("head", &["-c", &bytes, "/dev/zero"])?, bench.rounds, |command| {
         carry(command, false)
-    })?;
-    let through = alternately(stage.both("cat", &[])?, bench.rounds, |command| carry(command, true))?;
+    })?
+    .map(median);
+    let through =
+        alternately(stage.both("cat", &[])?, bench.rounds, |command| carry(command, true))?.map(median);
     let row = |what: &str, [ours, theirs]: [Option<f64>; 2], goal| Row {
         what: what.to_owned(),
         ours,
@@ -101,19 +107,26 @@ pub(crate) fn output(bench: &Bench) -> io::Result<Vec<Group>> {
     Ok(vec![Group { title: "Tool output".to_owned(), against: "exec", rows }])
 }
 
-/// Takes a measurement of each command, in turn, so many times; the medians.
+/// The time that a tenth of the runs did not need.
+fn least_tenth(times: &[f64]) -> Option<f64> {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 10).copied()
+}
+
+/// Takes a measurement of each command, in turn, so many times.
 fn alternately(
     mut commands: [Command; 2],
     runs: usize,
     measure: impl Fn(&mut Command) -> io::Result<f64>,
-) -> io::Result<[Option<f64>; 2]> {
+) -> io::Result<[Vec<f64>; 2]> {
     let mut found = [Vec::new(), Vec::new()];
     for _ in 0..runs {
         for (command, found) in commands.iter_mut().zip(&mut found) {
             found.push(measure(command)?);
         }
     }
-    Ok(found.map(median))
+    Ok(found)
 }
 
 fn first_byte(command: &mut Command) -> io::Result<f64> {

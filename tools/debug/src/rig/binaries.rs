@@ -14,6 +14,8 @@ const PACKAGES: [&str; 2] = ["carapace-io-mio", "carapace-shim"];
 #[derive(Debug, Clone)]
 pub struct Binaries {
     folder: PathBuf,
+    /// A shim from elsewhere.
+    shim: Option<PathBuf>,
 }
 
 /// Programs that are neither there nor could be built.
@@ -62,16 +64,26 @@ impl Binaries {
     fn all_in(folder: PathBuf, programs: &[&str]) -> Result<Self, MissingBinaries> {
         let absent: Vec<_> = programs.iter().copied().filter(|name| !folder.join(name).is_file()).collect();
         if absent.is_empty() {
-            Ok(Self { folder })
+            Ok(Self { folder, shim: None })
         } else {
             Err(MissingBinaries { folder, why: format!("no {}", absent.join(", no ")) })
         }
     }
 
+    /// The same with another shim: the statically linked one is built by itself.
+    #[must_use]
+    pub fn with_shim(mut self, shim: PathBuf) -> Self {
+        self.shim = Some(shim);
+        self
+    }
+
     /// The path of one of them.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        match &self.shim {
+            Some(shim) if name == "carapace-shim" => shim.clone(),
+            _ => self.folder.join(name),
+        }
     }
 }
 
