@@ -10,13 +10,16 @@
     reason = "a test's helpers fail by panicking, too"
 )]
 
+mod audit;
 mod calls;
 mod events;
 mod guide;
 mod http;
+mod jobs;
 mod kit;
 mod outage;
 mod server;
+mod shim;
 mod start;
 mod strangers;
 mod upstreams;

@@ -115,7 +115,7 @@ pub(super) enum Then {
     Answer(Answer),
     /// A refusal of a run.
     Fail(Fault, String),
-    /// JSON-RPC, of which at least one element is allowed.
+    /// JSON-RPC that was judged; what is allowed of it has a request.
     Rpc { judged: RpcJudged, fields: Vec<u8> },
     /// A request whose body needs no judging.
     Pass { request: Request, fields: Vec<u8>, body: PassedBody },

@@ -8,7 +8,7 @@ use super::{Server, Timer, rpc};
 use crate::ids::CallId;
 use crate::time::Instant;
 use crate::wire::frame::{Channel, Fault, Items, ResponseBody, StreamFrame, push_item};
-use carapace_policy::{BodyGate, HttpHead, HttpVerdict, Refusal, RpcGate, RpcVerdict};
+use carapace_policy::{BodyGate, HttpHead, HttpVerdict, Refusal, RpcGate, RpcJudged, RpcVerdict};
 
 /// The fields of a request that judging needs to see.
 #[derive(Debug, Default)]
@@ -243,12 +243,7 @@ impl Server {
                     })
                     .collect();
                 self.record_all(now, id, &subjects);
-                let then = if judged.request.is_some() {
-                    Then::Rpc { judged: *judged, fields }
-                } else {
-                    Then::Answer(rpc::all_denied(&judged, &tool, &request_id))
-                };
-                self.await_record(now, id, then);
+                self.await_record(now, id, Then::Rpc { judged: *judged, fields });
             }
         }
     }
@@ -299,7 +294,10 @@ impl Server {
         match *then {
             Then::Answer(answer) => self.send_answer(now, id, &answer),
             Then::Fail(fault, said) => self.fail_run(now, id, fault, &said),
-            Then::Rpc { judged, fields } => self.fetch_rpc(now, id, judged, &fields),
+            Then::Rpc { judged, fields } if judged.request.is_some() => {
+                self.fetch_rpc(now, id, judged, &fields);
+            }
+            Then::Rpc { judged, .. } => self.deny_rpc(now, id, &judged),
             Then::Pass { request, fields, body } => self.fetch_passed(now, id, request, &fields, body),
             Then::Run(exec) => self.queue_run(now, id, exec),
         }
@@ -309,7 +307,8 @@ impl Server {
     fn carry_out_for_nobody(&mut self, now: Instant, id: CallId, then: &Then) {
         let was_allowed = match then {
             Then::Answer(_) | Then::Fail(..) => false,
-            Then::Rpc { .. } | Then::Pass { .. } | Then::Run(_) => true,
+            Then::Rpc { judged, .. } => judged.request.is_some(),
+            Then::Pass { .. } | Then::Run(_) => true,
         };
         if let Some(call) = self.calls.get_mut(&id) {
             call.about.owes_outcome = was_allowed;
@@ -318,15 +317,29 @@ impl Server {
         self.drop_call(id);
     }
 
+    /// Nothing of a body is allowed.
+    fn deny_rpc(&mut self, now: Instant, id: CallId, judged: &RpcJudged) {
+        let Some(call) = self.calls.get(&id) else { return };
+        let answer = rpc::all_denied(judged, &call.about.tool, &self.request_id(id));
+        self.send_answer(now, id, &answer);
+    }
+
     /// The decision cannot be recorded: nothing happens.
     pub(super) fn refuse_unrecorded(&mut self, now: Instant, id: CallId) {
         let Some(call) = self.calls.get_mut(&id) else { return };
-        call.state = State::Finishing;
+        let state = core::mem::replace(&mut call.state, State::Finishing);
         let said = "the audit log is unavailable, nothing was done";
         match call.about.action {
             ActionType::Cli => self.fail_run(now, id, Fault::NotStarted, said),
             ActionType::Http => {
-                let answer = self.rpc_error(id, 503, INTERNAL, said, DenialWord::Audit).retry_after(1000);
+                let mut answer = self.rpc_error(id, 503, INTERNAL, said, DenialWord::Audit).retry_after(1000);
+                if let State::Recording(then) = state
+                    && let Then::Rpc { judged, .. } = *then
+                {
+                    let request_id = self.request_id(id);
+                    let data = self.error_data(id, DenialWord::Audit, &request_id);
+                    answer.body = rpc::all_refused(&judged, INTERNAL, said, data);
+                }
                 self.send_answer(now, id, &answer);
             }
         }
@@ -344,11 +357,15 @@ impl Server {
         word: DenialWord,
     ) -> Answer {
         let request_id = self.request_id(id);
-        let tool = self.calls.get(&id).map_or("", |call| &*call.about.tool);
-        let data = Data { tool, rule: word.as_str(), request_id: &request_id, retry_after_ms: None };
+        let data = self.error_data(id, word, &request_id);
         let mut body = Vec::new();
         error_object(&mut body, b"null", code, said, Some(data));
         Answer::json(status, body)
+    }
+
+    fn error_data<'a>(&'a self, id: CallId, word: DenialWord, request_id: &'a str) -> Data<'a> {
+        let tool = self.calls.get(&id).map_or("", |call| &*call.about.tool);
+        Data { tool, rule: word.as_str(), request_id, retry_after_ms: None }
     }
 
     pub(super) fn not_started(&self, id: CallId, said: &str) -> Answer {

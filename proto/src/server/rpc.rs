@@ -51,6 +51,20 @@ pub(super) fn all_failed(judged: &RpcJudged, status: u16, code: i32, said: &str,
     Answer::json(status, body)
 }
 
+/// The answer when nothing may be done, whatever the policy says: the same error for each element that waits for one.
+pub(super) fn all_refused(judged: &RpcJudged, code: i32, said: &str, data: Data<'_>) -> Vec<u8> {
+    let mut body = Vec::new();
+    let mut sep = Separator::new(judged.batch);
+    for element in &judged.elements {
+        if !judged.batch || !matches!(element.id, Id::Absent) {
+            sep.next(&mut body);
+            error_object(&mut body, id_or_null(element), code, said, Some(data));
+        }
+    }
+    sep.end(&mut body);
+    body
+}
+
 /// An upstream's answer to the allowed elements of a batch, with the errors of the denied ones added; `None` when it
 /// is not one that could be added to.
 pub(super) fn merged(judged: &RpcJudged, upstream: &[u8], tool: &str, request_id: &str) -> Option<Vec<u8>> {
