@@ -26,7 +26,7 @@ fn server() -> Launch {
 /// guide: "Verify installation: carapace-server --version, carapace-debug --version"
 #[test]
 fn programs_say_their_version_and_their_usage() {
-    for program in ["carapace-server", "carapace-agent", "carapace-debug"] {
+    for program in ["carapace-server", "carapace-agent", "carapace-shim", "carapace-debug"] {
         let ended = end_of(&Launch::new(binaries().path(program)).arg("--version"));
         let (name, version) = (program, env!("CARGO_PKG_VERSION"));
         assert_eq!(

@@ -95,10 +95,6 @@ impl Connection {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
-    pub(crate) fn set_patience(&self, patience: Duration) {
-        self.stream.set_read_timeout(Some(patience)).unwrap();
-    }
-
     /// Reads an answer, a `100 Continue` aside.
     pub(crate) fn answer(&mut self) -> Answer {
         let head = self.final_head();
@@ -169,17 +165,6 @@ impl Connection {
     /// Whether the other end has closed and nothing is left to read. Waits for one of both.
     pub(crate) fn is_ended(&mut self) -> bool {
         self.unread.is_empty() && !self.fill()
-    }
-
-    /// Whether there is something to read, or an end, before this has passed.
-    pub(crate) fn says_something(&mut self, within: Duration) -> bool {
-        if !self.unread.is_empty() {
-            return true;
-        }
-        self.stream.set_read_timeout(Some(within)).unwrap();
-        let looked = self.stream.peek(&mut [0]);
-        self.stream.set_read_timeout(Some(LONG)).unwrap();
-        !looked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
     fn line(&mut self) -> String {

@@ -1,7 +1,5 @@
 //! What the tests stand on: programs that are run, a site that is set up and taken down, clients that hide nothing.
 
-#![expect(dead_code, unused_imports, reason = "the tests of the shim follow")]
-
 mod http;
 mod policy;
 mod program;

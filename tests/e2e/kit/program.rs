@@ -92,10 +92,6 @@ impl Running {
         Self { stdin: child.stdin.take(), child, stdout, stderr }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Its input, to be fed from another thread; closed when that is dropped.
     pub(crate) fn take_stdin(&mut self) -> ChildStdin {
         self.stdin.take().unwrap()
@@ -115,17 +111,16 @@ impl Running {
         let has = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(text);
         let (bytes, in_time) = self.stdout.wait(LONG, has);
         let printed = String::from_utf8_lossy(&bytes).into_owned();
-        assert!(in_time && has(&bytes), "no {text:?} in {printed:?}; stderr: {:?}", self.stderr_so_far());
+        assert!(
+            in_time && has(&bytes),
+            "no {text:?} in {printed:.1000}; stderr: {:.1000}",
+            self.stderr_so_far()
+        );
         printed
     }
 
     fn stderr_so_far(&self) -> String {
         String::from_utf8_lossy(&self.stderr.wait(Duration::ZERO, |_| true).0).into_owned()
-    }
-
-    /// Whether it has ended.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
     }
 
     /// Closes its input, and waits for its end.

@@ -1,7 +1,7 @@
 //! A client of event streams, after the WHATWG's rules and none of Carapace's code.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::http::{Answer, Connection};
 
@@ -75,11 +75,6 @@ impl EventStream {
         while self.read() {}
         assert!(self.received.is_empty(), "more events: {:?}", self.received);
         self.ended == Some(true)
-    }
-
-    /// Whether anything comes within this time, be it the end.
-    pub(crate) fn says_something(&mut self, within: Duration) -> bool {
-        !self.received.is_empty() || self.connection.says_something(within)
     }
 
     /// Reads one chunk; `false` at the end.
