@@ -156,8 +156,9 @@ impl<'a> Call<'a> {
             .filter_map(move |entry| Some((unescape(entry.key(text)?)?, Value::new(entry.value(text)))))
     }
 
-    /// Appends the request that means what was judged and nothing else.
-    pub(crate) fn rebuild(&self, out: &mut Vec<u8>) {
+    /// Appends the request that means what was judged and nothing else, up to the bytes of `params`, which must follow,
+    /// and a `}`.
+    pub(crate) fn rebuild_head(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(br#"{"jsonrpc":"2.0","#);
         if let Some(id) = self.id {
             out.extend_from_slice(br#""id":"#);
@@ -166,11 +167,14 @@ impl<'a> Call<'a> {
         }
         out.extend_from_slice(br#""method":"#);
         super::escape(out, &self.method);
-        if let Some(params) = self.params {
+        if self.params.is_some() {
             out.extend_from_slice(br#","params":"#);
-            out.extend_from_slice(params.bytes());
         }
-        out.push(b'}');
+    }
+
+    /// The bytes of `params`; empty where they are absent.
+    pub(crate) fn params_bytes(&self) -> &'a [u8] {
+        self.params.map(Value::bytes).unwrap_or_default()
     }
 }
 

@@ -5,15 +5,17 @@ mod exec;
 mod filter;
 mod http;
 mod rpc;
+mod work;
 
 pub use event::{AnswerVerdict, EventVerdict};
 pub use exec::{CwdRule, Exec, ExecRequest};
 #[cfg(feature = "file")]
 pub(crate) use filter::{PATH_DEPTH_MAX, default_audit_name};
 pub use http::{BodyGate, HttpHead, HttpVerdict, Refusal, Request, RpcGate};
+pub use rpc::{Element, RpcJudged, RpcVerdict};
 #[cfg(feature = "file")]
-pub(crate) use rpc::Circumstances;
-pub use rpc::{Element, RpcJudged, RpcVerdict, RpcWork};
+pub(crate) use work::Circumstances;
+pub use work::RpcWork;
 
 use crate::caller::Caller;
 use crate::limits::Limits;
