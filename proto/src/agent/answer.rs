@@ -46,6 +46,25 @@ impl Failure {
     }
 }
 
+/// Why a request is refused before the server hears of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) text: Cow<'static, str>,
+    pub(super) field: Option<(&'static str, &'static str)>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: u16, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, text: text.into(), field: None }
+    }
+
+    pub(super) const fn with_field(mut self, name: &'static str, value: &'static str) -> Self {
+        self.field = Some((name, value));
+        self
+    }
+}
+
 /// How an answer of the agent's own is to be sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manner {
@@ -62,15 +81,10 @@ pub(super) fn write_failure(out: &mut Vec<u8>, failure: &Failure, body: &[u8], m
 }
 
 /// Appends a refusal in plain words.
-pub(super) fn write_refusal(
-    out: &mut Vec<u8>,
-    status: u16,
-    text: &str,
-    fields: &[(&str, &str)],
-    manner: Manner,
-) {
-    let body = format!("{text}\n");
-    write(out, status, fields, "text/plain; charset=utf-8", body.as_bytes(), manner);
+pub(super) fn write_refusal(out: &mut Vec<u8>, refusal: &Refusal, manner: Manner) {
+    let body = format!("{}\n", refusal.text);
+    let fields = refusal.field.as_slice();
+    write(out, refusal.status, fields, "text/plain; charset=utf-8", body.as_bytes(), manner);
 }
 
 /// Appends a JSON answer.

@@ -4,7 +4,7 @@
 //! comes last: it carries out an end that is due, tells the driver of bytes, pauses or resumes reading, sets the alarm.
 
 use super::Timer;
-use super::answer::{self, Manner};
+use super::answer::{self, Manner, Refusal};
 use super::exchange::{Exchange, Leg, Request, Response};
 use super::hub::Hub;
 use crate::buffer::Buffer;
@@ -180,9 +180,10 @@ impl HttpConn {
         self.leave(hub, Closing::Reset);
     }
 
-    /// There are more connections than there may be, and none is idle.
-    pub(super) fn turn_away(&mut self, now: Instant, hub: &mut Hub) {
-        self.refuse(now, hub, 503, "too many connections", &[("Retry-After", "1")]);
+    /// Nothing is taken on: there are as many connections as there may be, or the end is near.
+    pub(super) fn turn_away(&mut self, now: Instant, hub: &mut Hub, why: &'static str) {
+        let refusal = Refusal::new(503, why).with_field("Retry-After", "1");
+        self.refuse(now, hub, &refusal, false);
         self.settle(now, hub);
     }
 
@@ -206,12 +207,17 @@ impl HttpConn {
         }
         match &self.state {
             State::Head if self.input.is_empty() => self.leave(hub, Closing::Orderly),
-            State::Head => self.refuse(now, hub, 408, "the request's head took too long", &[]),
+            State::Head => {
+                let refusal = Refusal::new(408, "the request's head took too long");
+                self.refuse(now, hub, &refusal, false);
+            }
             State::Exchange(exchange) => match (&exchange.request, &exchange.response) {
                 _ if exchange.leg == Leg::Doomed => self.fail_down(now, hub),
                 (Request::Reading(reading), _) if reading.due().is_some_and(|due| due <= now) => {
+                    let is_head = exchange.is_head;
                     self.cancel(hub);
-                    self.refuse(now, hub, 408, "the request's body took too long", &[]);
+                    let refusal = Refusal::new(408, "the request's body took too long");
+                    self.refuse(now, hub, &refusal, is_head);
                 }
                 (_, Response::Awaited) if exchange.wants_events => self.begin_events_early(now, hub),
                 (Request::Discarded { .. } | Request::Done | Request::Reading(_), _) => {
@@ -360,17 +366,10 @@ impl HttpConn {
     // ---- ending ----
 
     /// Answers in plain words, and then the connection ends: the request is not read to its end.
-    pub(super) fn refuse(
-        &mut self,
-        now: Instant,
-        hub: &mut Hub,
-        status: u16,
-        text: &str,
-        fields: &[(&str, &str)],
-    ) {
-        log::debug!("{} refused with {status}: {text}", self.id);
-        let manner = Manner { date: hub.date(now), is_head: false, keep_alive: false };
-        self.outbox.push_with(|out| answer::write_refusal(out, status, text, fields, manner));
+    pub(super) fn refuse(&mut self, now: Instant, hub: &mut Hub, refusal: &Refusal, is_head: bool) {
+        log::debug!("{} refused with {}: {}", self.id, refusal.status, refusal.text);
+        let manner = Manner { date: hub.date(now), is_head, keep_alive: false };
+        self.outbox.push_with(|out| answer::write_refusal(out, refusal, manner));
         self.state = State::Ending { how: Ending::Linger, left: LINGER_BYTES_MAX };
     }
 

@@ -355,15 +355,20 @@ impl Agent {
     }
 
     fn accept_http(&mut self, now: Instant, id: ConnId, listener: ListenerId) {
-        let has_room = self.http_conns < self.http_conns_max || self.evict_longest_idle();
+        let refusal = if self.hub.is_draining {
+            Some("the agent is stopping")
+        } else if self.http_conns < self.http_conns_max || self.evict_longest_idle() {
+            None
+        } else {
+            Some("too many connections")
+        };
         if self.http_conns >= self.http_conns_max + TURNED_AWAY_MAX {
             return self.hub.close(id, Closing::Orderly);
         }
         let mut http = HttpConn::new(now, id, listener);
-        if has_room {
-            http.settle(now, &mut self.hub);
-        } else {
-            http.turn_away(now, &mut self.hub);
+        match refusal {
+            Some(why) => http.turn_away(now, &mut self.hub, why),
+            None => http.settle(now, &mut self.hub),
         }
         self.http_conns += 1;
         self.conns.insert(id, Conn::Http(Box::new(http)));
@@ -392,15 +397,16 @@ impl Agent {
     }
 
     fn accept_shim(&mut self, now: Instant, id: ConnId) {
-        let has_room = self.shim_conns < SHIM_CONNS_MAX;
         if self.shim_conns >= SHIM_CONNS_MAX + TURNED_AWAY_MAX {
             return self.hub.close(id, Closing::Orderly);
         }
         let mut shim = ShimConn::new(now, id);
-        if has_room {
-            shim.settle(&mut self.hub);
+        if self.hub.is_draining {
+            shim.turn_away(&mut self.hub, "not started: the agent is stopping");
+        } else if self.shim_conns >= SHIM_CONNS_MAX {
+            shim.turn_away(&mut self.hub, "not started: too many tools run at once");
         } else {
-            shim.turn_away(&mut self.hub);
+            shim.settle(&mut self.hub);
         }
         self.shim_conns += 1;
         self.conns.insert(id, Conn::Shim(Box::new(shim)));

@@ -1,6 +1,6 @@
 //! A client's request: admitted or refused, and handed to the server.
 
-use super::answer::{self, Failure, Manner};
+use super::answer::{self, Failure, Manner, Refusal};
 use super::exchange::{Exchange, Kept, Leg, Reading, Request, Response};
 use super::http::{Ending, HttpConn, State};
 use super::hub::{HttpListener, Hub, StreamKind};
@@ -14,26 +14,12 @@ use crate::wire::http1::{
     BodyDecoder, CONTINUE, HeadLimits, RequestFraming, RequestHead, Version, host_is_allowed, is_hop_by_hop,
     parse_request_from, parse_target,
 };
-use std::borrow::Cow;
 
 const LIMITS: HeadLimits = HeadLimits {
     head_bytes_max: HEAD_BYTES_MAX,
     fields_max: HEAD_FIELDS_MAX,
     target_bytes_max: TARGET_BYTES_MAX,
 };
-
-/// Why a request is refused before anybody has looked at what it asks for.
-struct Refusal {
-    status: u16,
-    text: Cow<'static, str>,
-    allow: Option<&'static str>,
-}
-
-impl Refusal {
-    const fn new(status: u16, text: &'static str) -> Self {
-        Self { status, text: Cow::Borrowed(text), allow: None }
-    }
-}
 
 impl HttpConn {
     /// Reads a head; `None` when more bytes are needed.
@@ -45,7 +31,7 @@ impl HttpConn {
             Ok(None) => None,
             Ok(Some(head)) => Some(self.begin(now, hub, &head, bytes.len() == head.consumed)),
             Err(error) => {
-                self.refuse(now, hub, error.status(), &error.to_string(), &[]);
+                self.refuse(now, hub, &Refusal::new(error.status(), error.to_string()), false);
                 Some(bytes.len())
             }
         }
@@ -57,8 +43,7 @@ impl HttpConn {
         let target = match admit(head, listener) {
             Ok(target) => target,
             Err(refusal) => {
-                let allow = refusal.allow.map(|allow| ("Allow", allow));
-                self.refuse(now, hub, refusal.status, &refusal.text, allow.as_slice());
+                self.refuse(now, hub, &refusal, head.method == "HEAD");
                 return head.consumed;
             }
         };
@@ -123,8 +108,9 @@ impl HttpConn {
             let decoded = match reading.decoder.decode(rest) {
                 Ok(decoded) => decoded,
                 Err(error) => {
+                    let is_head = exchange.is_head;
                     self.cancel(hub);
-                    self.refuse(now, hub, 400, &error.to_string(), &[]);
+                    self.refuse(now, hub, &Refusal::new(400, error.to_string()), is_head);
                     return Some(bytes.len());
                 }
             };
@@ -165,8 +151,8 @@ impl HttpConn {
     fn answer_health(&mut self, now: Instant, hub: &mut Hub, head: &RequestHead<'_>) {
         let is_head = head.method == "HEAD";
         if !is_head && head.method != "GET" {
-            let allow = [("Allow", "GET, HEAD")];
-            return self.refuse(now, hub, 405, "the health of the agent can only be read", &allow);
+            let refusal = Refusal::new(405, "the health of the agent can only be read");
+            return self.refuse(now, hub, &refusal.with_field("Allow", "GET, HEAD"), false);
         }
         let keep_alive = head.keep_alive && !has_body(head) && !hub.is_draining;
         let manner = Manner { date: hub.date(now), is_head, keep_alive };
@@ -230,14 +216,9 @@ fn admit<'a>(head: &RequestHead<'a>, listener: &HttpListener) -> Result<&'a str,
         return Err(Refusal::new(403, "requests of web pages are not served"));
     }
     if matches!(head.method, "CONNECT" | "TRACE") {
-        let text = "the method is not served";
-        return Err(Refusal { allow: Some("GET, HEAD, POST"), ..Refusal::new(405, text) });
+        return Err(Refusal::new(405, "the method is not served").with_field("Allow", "GET, HEAD, POST"));
     }
-    parse_target(head.target, is_own).map_err(|error| Refusal {
-        status: error.status(),
-        text: Cow::Owned(error.to_string()),
-        allow: None,
-    })
+    parse_target(head.target, is_own).map_err(|error| Refusal::new(error.status(), error.to_string()))
 }
 
 /// Whether a web page's origin is one of those configured: written out, or by its host alone.

@@ -252,9 +252,9 @@ impl ShimConn {
         self.leave(hub, Closing::Orderly);
     }
 
-    /// There are more shims than there may be.
-    pub(super) fn turn_away(&mut self, hub: &mut Hub) {
-        self.fail(hub, Fault::NotStarted, "not started: too many tools run at once");
+    /// Nothing is taken on.
+    pub(super) fn turn_away(&mut self, hub: &mut Hub, why: &str) {
+        self.fail(hub, Fault::NotStarted, why);
         self.settle(hub);
     }
 

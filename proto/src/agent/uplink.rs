@@ -269,6 +269,7 @@ impl Uplink {
                 Ok(Greeted::Answered)
             }
             Message::Welcome(_) if *has_greeted && outbox.is_empty() => {
+                self.why = Why::NotYet;
                 let up = Up { conn: *conn, since: now, session: Session::new(now), last_stream: 0 };
                 self.state = State::Up(Box::new(up));
                 Ok(Greeted::Welcome)
@@ -297,7 +298,8 @@ impl Uplink {
     ///
     /// The first dial after a good session is made at once; then the pauses double, shorter while somebody waits.
     pub(super) fn lose(&mut self, now: Instant, why: Why, somebody_waits: bool) -> Option<Session> {
-        log::info!("link down: {why}");
+        let is_news = why != self.why;
+        log::log!(if is_news { log::Level::Info } else { log::Level::Debug }, "link down: {why}");
         let up = match core::mem::replace(&mut self.state, State::Resting { until: now }) {
             State::Up(up) => Some(up),
             State::Dialing { .. } | State::Greeting { .. } | State::Resting { .. } => None,

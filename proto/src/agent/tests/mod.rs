@@ -1,6 +1,7 @@
 //! The agent against a scripted server, made of a session and frames, and scripted clients. No socket anywhere.
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a test does not expect, it refuses")]
 
+mod chaos;
 mod events;
 mod http;
 mod outage;
@@ -36,6 +37,8 @@ enum Seen {
 struct Client {
     received: Vec<u8>,
     reads: bool,
+    /// The most that it takes at once.
+    gulp: usize,
     is_paused: bool,
     was_shut_down: bool,
     closed: Option<Closing>,
@@ -108,6 +111,7 @@ impl Rig {
 
     /// Answers the dial that is under way and welcomes the agent.
     fn server_comes(&mut self) {
+        self.server_reads = true;
         let conn = self.link.expect("no dial is under way");
         self.handle(Input::Connected { conn });
         self.server_says(&Message::Nonce(Nonce { nonce: "00ff".into(), version: VERSION }));
@@ -157,8 +161,10 @@ impl Rig {
             self.now = self.now.max(at);
             if let Some(server) = &mut self.server
                 && server.poll_timeout() <= self.now
+                && !server.handle_timeout(self.now)
             {
-                assert!(server.handle_timeout(self.now), "the agent is silent");
+                assert!(!self.server_reads, "the agent is silent");
+                self.server_goes();
             }
             if self.agent.poll_timeout().is_some_and(|(at, _)| at <= self.now) {
                 self.agent.handle_timeout(self.now);
@@ -175,7 +181,7 @@ impl Rig {
     // ---- what a driver does ----
 
     fn pump(&mut self) {
-        for _ in 0..1_000 {
+        for _ in 0..10_000 {
             while let Some(output) = self.agent.poll_output() {
                 self.carry_out(output);
             }
@@ -222,7 +228,8 @@ impl Rig {
         let mut moved = false;
         let reading = self.clients.iter().filter(|(_, client)| client.reads && client.closed.is_none());
         for conn in reading.map(|(conn, _)| *conn).collect::<Vec<_>>() {
-            let bytes = self.agent.unsent(Sink::Conn(conn)).to_vec();
+            let unsent = self.agent.unsent(Sink::Conn(conn));
+            let bytes = unsent[..unsent.len().min(self.clients[&conn].gulp)].to_vec();
             if !bytes.is_empty() {
                 moved = true;
                 self.client(conn).received.extend_from_slice(&bytes);
@@ -344,6 +351,7 @@ impl Rig {
         let client = Client {
             received: Vec::new(),
             reads: true,
+            gulp: usize::MAX,
             is_paused: false,
             was_shut_down: false,
             closed: None,

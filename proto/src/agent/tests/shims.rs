@@ -285,7 +285,6 @@ fn a_drain_lets_runs_finish_and_starts_none() {
     let (mut rig, conn) = running();
     rig.handle(Input::Drain);
     let late = rig.connect(SHIM);
-    rig.send(late, &description());
     assert_eq!(got(&mut rig, late), ["failed NotStarted: not started: the agent is stopping"]);
     rig.server().send(OWN, &StreamFrame::Exit { value: 0, signaled: false, core: false });
     rig.server().close(OWN);
