@@ -13,6 +13,7 @@ use carapace_proto::agent::{Agent, AgentConfig, AgentListener};
 use carapace_proto::limits::{DESCRIPTORS_RESERVED, HTTP_CONNS_MAX};
 use carapace_proto::machine::Address;
 use std::fs::DirBuilder;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -53,7 +54,7 @@ fn serve(settings: &AgentSettings) -> Result<(), Fatal> {
         }
         let listener = Listener::tcp(tool.addr, Owner::Ignore)?;
         let port = listener.tcp_addr().map_or(tool.addr.port(), |addr| addr.port());
-        kinds.push(AgentListener::Http { tool: tool.tool.clone(), port, addr: tool.addr.ip().to_string() });
+        kinds.push(AgentListener::Http { tool: tool.tool.clone(), port, addr: as_host(tool.addr) });
         listeners.push(listener);
     }
     if let Some(listener) = shim_listener(settings)? {
@@ -88,6 +89,14 @@ fn serve(settings: &AgentSettings) -> Result<(), Fatal> {
         log::info!("{line}");
     }
     daemon::run(driver)
+}
+
+/// An address as a request's Host names it.
+fn as_host(addr: SocketAddr) -> String {
+    match addr.ip() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
 }
 
 fn ready_line(listener: &Listener, kind: &AgentListener) -> String {

@@ -1,4 +1,4 @@
-//! The server as a process: what it says, how it ends, and what it leaves.
+//! The daemons as processes: what they say, how they end, and what they leave.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -13,7 +13,7 @@ use std::fs::{self, Permissions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -56,14 +56,14 @@ impl Site {
     }
 }
 
-/// A server that listens. Dropped, it is killed.
-struct Server {
+/// A daemon that listens. Dropped, it is killed.
+struct Daemon {
     child: Child,
     log: Receiver<String>,
     addr: SocketAddr,
 }
 
-impl Server {
+impl Daemon {
     fn start(site: &Site) -> Self {
         Self::of(&mut site.command())
     }
@@ -90,12 +90,19 @@ impl Server {
         }
     }
 
+    /// A number out of what the kernel says of the process.
+    fn status(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 }
 
-impl Drop for Server {
+impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -109,7 +116,7 @@ fn stderr(output: &Output) -> &str {
 #[test]
 fn a_server_says_where_it_listens_and_makes_its_log_at_the_start() {
     let site = Site::new();
-    let server = Server::start(&site);
+    let server = Daemon::start(&site);
     assert!(server.addr.port() != 0 && server.addr.ip().is_loopback());
     TcpStream::connect(server.addr).unwrap();
     assert_eq!(fs::metadata(site.path("audit.log")).unwrap().permissions().mode() & 0o777, 0o640);
@@ -119,7 +126,7 @@ fn a_server_says_where_it_listens_and_makes_its_log_at_the_start() {
 fn it_ends_by_itself_when_asked_to() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let site = Site::new();
-        let mut server = Server::start(&site);
+        let mut server = Daemon::start(&site);
         server.signal(signal);
         server.wait_for("drained; ending");
         assert_eq!(server.child.wait().unwrap().code(), Some(0));
@@ -135,7 +142,7 @@ fn it_ends_also_where_signals_were_ignored() {
     command.args(["-c", "trap '' HUP INT TERM; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_carapace-server")]);
     command.args(site.command().get_args());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut server = Server::of(&mut command);
+    let mut server = Daemon::of(&mut command);
     server.signal(Signal::SIGINT);
     server.wait_for("drained; ending");
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
@@ -144,7 +151,7 @@ fn it_ends_also_where_signals_were_ignored() {
 #[test]
 fn a_reload_takes_a_good_policy_and_keeps_the_old_one_against_a_bad_one() {
     let site = Site::new();
-    let mut server = Server::start(&site);
+    let mut server = Daemon::start(&site);
     site.write_policy("tools:\n  echo: { typ: cli }\n");
     server.signal(Signal::SIGHUP);
     server.wait_for("the old one stays in force");
@@ -159,7 +166,7 @@ fn a_reload_takes_a_good_policy_and_keeps_the_old_one_against_a_bad_one() {
 #[test]
 fn a_log_that_was_rotated_is_opened_anew() {
     let site = Site::new();
-    let mut server = Server::start(&site);
+    let mut server = Daemon::start(&site);
     fs::rename(site.path("audit.log"), site.path("audit.log.1")).unwrap();
     server.signal(Signal::SIGHUP);
     server.wait_for("opened anew");
@@ -169,7 +176,7 @@ fn a_log_that_was_rotated_is_opened_anew() {
 #[test]
 fn logs_are_text_or_json() {
     let site = Site::new();
-    let mut server = Server::of(site.command().env("CARAPACE_LOG_JSON", "true"));
+    let mut server = Daemon::of(site.command().env("CARAPACE_LOG_JSON", "true"));
     server.signal(Signal::SIGTERM);
     let line = server.wait_for("drained");
     let value: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -181,7 +188,7 @@ fn what_is_wrong_has_an_exit_status() {
     let site = Site::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    let server = Server::start(&site);
+    let server = Daemon::start(&site);
     for (args, code, text) in [
         (vec!["--no-such-flag"], 64, "'--no-such-flag'"),
         (vec!["--listen", "0.0.0.0:0"], 64, "--insecure"),
@@ -258,7 +265,7 @@ fn help_and_version_go_to_stdout() {
 #[test]
 fn garbage_costs_a_connection_and_nothing_else() {
     let site = Site::new();
-    let server = Server::start(&site);
+    let server = Daemon::start(&site);
     for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0xff; 100_000], &[0; 9]] {
         let mut stream = TcpStream::connect(server.addr).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -275,13 +282,66 @@ fn garbage_costs_a_connection_and_nothing_else() {
 #[test]
 fn an_idle_server_is_small_and_has_one_thread() {
     let site = Site::new();
-    let server = Server::start(&site);
-    let status = fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-    };
-    assert_eq!(field("Threads:"), 1);
+    let server = Daemon::start(&site);
+    assert_eq!(server.status("Threads:"), 1);
     // Most of it is the program's own pages; this build is not optimised, and still the figure says something.
-    assert!(field("RssAnon:") < 1024, "{} KiB", field("RssAnon:"));
+    assert!(server.status("RssAnon:") < 1024, "{} KiB", server.status("RssAnon:"));
+}
+
+fn agent(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_carapace-agent"));
+    command.env("CARAPACE_HTTP_PORT", "0").env("CARAPACE_SERVER_PORT", "9");
+    command.env("HOME", dir).env_remove("XDG_RUNTIME_DIR");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn an_agent_says_where_it_listens_for_each_tool_and_for_shims() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let mut command = agent(dir.path());
+    command.env("CARAPACE_CLI_SOCKET", &socket);
+    command.args(["--http-tools", "signal-cli=127.0.0.1:0,github=[::1]:0"]);
+    let mut agent = Daemon::of(&mut command);
+    assert!(agent.wait_for("listening on [::1]:").ends_with(" for github"));
+    agent.wait_for(&format!("listening on {} for shims", socket.display()));
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.child.wait().unwrap().code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn an_agents_socket_that_was_asked_for_must_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let occupied = dir.path().join("agent.sock");
+    fs::write(&occupied, "precious").unwrap();
+    for path in [occupied.to_str().unwrap(), "/nonexistent/agent.sock"] {
+        let output = agent(dir.path()).env("CARAPACE_CLI_SOCKET", path).output().unwrap();
+        assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
+        assert!(stderr(&output).contains(&format!("cannot listen on {path}: ")), "{}", stderr(&output));
+    }
+    assert_eq!(fs::read_to_string(&occupied).unwrap(), "precious");
+}
+
+#[test]
+fn a_port_of_an_agent_that_is_in_use_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let output = agent(dir.path()).env("CARAPACE_HTTP_PORT", addr.port().to_string()).output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    let expected = format!("carapace-agent: cannot listen on {addr}: ");
+    assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+}
+
+#[test]
+fn an_idle_agent_is_small_and_has_one_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = agent(dir.path());
+    command.env("CARAPACE_CLI_SOCKET", dir.path().join("agent.sock"));
+    let agent = Daemon::of(&mut command);
+    assert_eq!(agent.status("Threads:"), 1);
+    assert!(agent.status("RssAnon:") < 1024, "{} KiB", agent.status("RssAnon:"));
 }

@@ -223,6 +223,7 @@ impl<M: Machine> Loop<M> {
 
     fn note(&mut self, event: &Event) {
         match Key::of(event.token()) {
+            Key::Listener(id) if self.accepting.contains(&id) => {}
             Key::Listener(id) => self.accepting.push(id),
             Key::Mail => self.read_mail(),
             Key::Signals => self.take_signals(),
