@@ -33,7 +33,7 @@ impl Load {
     }
 }
 
-/// The bytes of a call that the policy of [`crate::carapace`] judges: a method, a filter on a parameter.
+/// The bytes of a call that the policy of [`crate::bench`] judges: a method, a filter on a parameter.
 pub(crate) fn call_to(addr: SocketAddr) -> Vec<u8> {
     let body = concat!(
         r#"{"jsonrpc":"2.0","id":"1","method":"send","#,
