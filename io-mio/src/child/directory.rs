@@ -3,6 +3,7 @@
 
 use carapace_policy::CwdRule;
 use carapace_proto::machine::StartError;
+use nix::errno::Errno;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -17,14 +18,25 @@ pub(crate) fn open(rule: CwdRule<'_>) -> Result<File, StartError> {
         CwdRule::Fixed(path) => (Path::new(path), None),
         CwdRule::Caller { dir, roots } => (Path::new(OsStr::from_bytes(dir)), Some(roots)),
     };
-    let directory = open_path(path).map_err(|_| StartError::BadDirectory)?;
+    let directory = open_path(path).map_err(|error| refusal(&error))?;
     let Some(roots) = roots else { return Ok(directory) };
-    let real = resolved(&directory).map_err(|_| StartError::BadDirectory)?;
-    let is_allowed = roots.iter().any(|root| {
-        let root = open_path(Path::new(root)).and_then(|root| resolved(&root));
-        root.is_ok_and(|root| real.starts_with(root))
-    });
-    if is_allowed { Ok(directory) } else { Err(StartError::BadDirectory) }
+    let real = resolved(&directory).map_err(|error| refusal(&error))?;
+    for root in roots {
+        match open_path(Path::new(root)).and_then(|root| resolved(&root)).map_err(|error| refusal(&error)) {
+            Ok(root) if real.starts_with(&root) => return Ok(directory),
+            Err(StartError::NoRoom) => return Err(StartError::NoRoom),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Err(StartError::BadDirectory)
+}
+
+/// What cannot be opened is no directory to run in, unless nothing can be opened.
+fn refusal(error: &io::Error) -> StartError {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => StartError::NoRoom,
+        _ => StartError::BadDirectory,
+    }
 }
 
 /// Opens a directory as a place only: nothing in it can be read through this descriptor.

@@ -127,7 +127,8 @@ impl Connection {
         }
     }
 
-    fn with_body(&mut self, mut answer: Answer) -> Answer {
+    /// Reads the body that belongs to a head.
+    pub(crate) fn with_body(&mut self, mut answer: Answer) -> Answer {
         let length = answer.field("content-length").map(|length| length.parse::<usize>().unwrap());
         let is_chunked = answer.field("transfer-encoding").is_some_and(|coding| coding == "chunked");
         assert!(length.is_none() || !is_chunked, "two framings: {answer:?}");

@@ -34,6 +34,8 @@ pub(crate) struct Setup {
     upstream_url: Option<String>,
     server_env: Vec<(&'static str, OsString)>,
     server_args: Vec<&'static str>,
+    tools: Vec<&'static str>,
+    agent_hard_limit: Option<u64>,
 }
 
 impl Setup {
@@ -45,6 +47,8 @@ impl Setup {
             upstream_url: None,
             server_env: Vec::new(),
             server_args: Vec::new(),
+            tools: Vec::new(),
+            agent_hard_limit: None,
         }
     }
 
@@ -71,6 +75,18 @@ impl Setup {
 
     pub(crate) fn server_arg(mut self, arg: &'static str) -> Self {
         self.server_args.push(arg);
+        self
+    }
+
+    /// With a port of the agent's for each of these tools, the first of which the site's own calls go to.
+    pub(crate) fn tools(mut self, tools: &[&'static str]) -> Self {
+        self.tools = tools.to_vec();
+        self
+    }
+
+    /// With an agent that may have no more than so many descriptors.
+    pub(crate) fn agent_descriptors(mut self, limit: u64) -> Self {
+        self.agent_hard_limit = Some(limit);
         self
     }
 
@@ -174,12 +190,24 @@ impl Site {
     }
 
     pub(crate) fn agent_launch(&self) -> Launch {
-        Launch::new(binaries().path("carapace-agent"))
+        let agent = binaries().path("carapace-agent");
+        let launch = match self.setup.agent_hard_limit {
+            None => Launch::new(agent),
+            Some(limit) => {
+                Launch::new("/usr/bin/prlimit").arg(format!("--nofile={limit}:{limit}")).arg(agent)
+            }
+        };
+        let launch = launch
             .env("CARAPACE_SERVER_HOST", self.server_addr.ip().to_string())
             .env("CARAPACE_SERVER_PORT", self.server_addr.port().to_string())
-            .env("CARAPACE_HTTP_LISTEN_ADDR", self.agent_addr.ip().to_string())
-            .env("CARAPACE_HTTP_PORT", self.agent_addr.port().to_string())
-            .env("CARAPACE_CLI_SOCKET", self.path("agent.sock"))
+            .env("CARAPACE_CLI_SOCKET", self.path("agent.sock"));
+        if self.setup.tools.is_empty() {
+            return launch
+                .env("CARAPACE_HTTP_LISTEN_ADDR", self.agent_addr.ip().to_string())
+                .env("CARAPACE_HTTP_PORT", self.agent_addr.port().to_string());
+        }
+        let tools: Vec<_> = self.setup.tools.iter().map(|tool| format!("{tool}=127.0.0.1:0")).collect();
+        launch.env("CARAPACE_HTTP_TOOLS", tools.join(","))
     }
 
     /// Starts the server, where it was before if it was.
@@ -191,7 +219,8 @@ impl Site {
 
     /// Starts the agent, where it was before if it was, and waits for its link if there is a server.
     pub(crate) fn start_agent(&mut self) {
-        let agent = Daemon::start(&self.agent_launch(), 1).unwrap_or_else(|error| panic!("{error}"));
+        let sockets = self.setup.tools.len().max(1);
+        let agent = Daemon::start(&self.agent_launch(), sockets).unwrap_or_else(|error| panic!("{error}"));
         self.agent_addr = agent.addr();
         self.agent = Some(agent);
         if self.server.is_some() {
@@ -223,6 +252,16 @@ impl Site {
         kill(self.agent.take());
     }
 
+    /// Where the server is to be found, for daemons that a test starts by itself.
+    pub(crate) fn set_server_addr(&mut self, addr: SocketAddr) {
+        self.server_addr = addr;
+    }
+
+    /// Where the agent is to be found.
+    pub(crate) fn set_agent_addr(&mut self, addr: SocketAddr) {
+        self.agent_addr = addr;
+    }
+
     pub(crate) fn server_addr(&self) -> SocketAddr {
         self.server_addr
     }
@@ -233,6 +272,16 @@ impl Site {
 
     pub(crate) fn agent_addr(&self) -> SocketAddr {
         self.agent_addr
+    }
+
+    /// Where the agent speaks for a tool.
+    pub(crate) fn addr_of(&self, tool: &str) -> SocketAddr {
+        let log = self.agent.as_ref().unwrap().log();
+        let addr = log.iter().find_map(|line| {
+            let (addr, rest) = line.split_once("listening on ")?.1.split_once(" for ")?;
+            (rest == tool).then(|| addr.parse().unwrap())
+        });
+        addr.unwrap_or_else(|| panic!("nobody listens for {tool}: {log:?}"))
     }
 
     // ---- the VM's side ----
