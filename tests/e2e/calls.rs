@@ -259,3 +259,29 @@ fn a_tool_that_the_policy_does_not_know_is_denied() {
     assert_eq!((&records[0]["policy_result"], &records[0]["tool"]), (&json!("deny"), &json!("signal-cli")));
     assert!(site.upstream.requests().is_empty());
 }
+
+/// docs/policy.md: "`block` refuses the call ...; `warn` only records that it matched"; "content blocked | 200 | -32003"
+#[test]
+fn content_that_is_blocked_goes_nowhere() {
+    let filters = "content_filters:\n  - { pattern: '(?i)password\\s*[:=]', action: block }\n  \
+                   - { pattern: confidential, action: warn }\n";
+    let site = Setup::policy(policy_with_tools(&[]) + filters).start();
+    let send = |message: &str| {
+        let params = format!(r#"{{"recipient":["+12025550123"],"message":"{message}"}}"#);
+        site.call(format!(r#"{{"jsonrpc":"2.0","id":3,"method":"send","params":{params}}}"#))
+    };
+    for message in ["my Password: x", r"my pass\u0077ord\u003a x"] {
+        let answer = send(message);
+        assert_eq!(
+            (answer.status, answer.code(), &answer.json()["id"]),
+            (200, -32003, &json!(3)),
+            "{message}"
+        );
+    }
+    assert!(site.upstream.requests().is_empty());
+    assert!(send("it is confidential").json()["result"].is_object());
+    let records = site.wait_for_records(4);
+    assert_eq!(records[0]["policy_result"], "blocked");
+    assert!(records[2]["warning"].is_string(), "{}", records[2]);
+    assert!(!format!("{records:?}").contains("my Password"), "{records:?}");
+}

@@ -304,3 +304,20 @@ fn every_reader_gets_every_event() {
         serde_json::from_slice::<serde_json::Value>(&health.stdout).unwrap()["running"] == json!(0)
     });
 }
+
+/// docs/policy.md: "an event that none of them names, that lacks the field, or whose data is not JSON is dropped"
+#[test]
+fn events_that_the_policy_filters_do_not_arrive() {
+    let filters = "    event_filters:\n      \
+                   receive: { field: envelope.sourceNumber, allow_patterns: ['+1*'] }\n    jsonrpc_param_filters";
+    let site = Setup::policy(policy_with_tools(&[]).replace("    jsonrpc_param_filters", filters)).start();
+    let mut stream = open(&site, 1);
+    let from = |number: &str| Event::receive(json!({ "envelope": { "sourceNumber": number } }).to_string());
+    let other = Event { event: Some("other".into()), ..from("+12025550199") };
+    for event in [from("+442071838750"), Event::receive("{}"), Event::receive("no JSON"), other] {
+        site.upstream.emit(&event);
+    }
+    site.upstream.emit(&from("+12025550123"));
+    let event = stream.next();
+    assert!(event.data.contains("+12025550123"), "{event:?}");
+}
