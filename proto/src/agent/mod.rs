@@ -305,6 +305,7 @@ impl Agent {
         let session_streams = self.hub.uplink.session_ref().map_or(0, |session| session.streams());
         assert_eq!(session_streams, self.hub.streams.len(), "streams in the session");
         assert!(self.hub.timers.len() <= self.conns.len(), "timers of nobody");
+        assert!(self.hub.waiting.iter().all(|id| self.conns.contains_key(id)), "nobody waits for the link");
     }
 
     fn is_link(&self, conn: ConnId) -> bool {

@@ -73,6 +73,19 @@ fn a_client_that_does_not_read_is_paused_then_disconnected() {
 }
 
 #[test]
+fn the_time_of_a_reader_begins_with_what_it_has_to_read() {
+    let mut rig = Rig::up();
+    let conn = open(&mut rig);
+    rig.pass(Duration::from_secs(3600));
+    rig.client(conn).reads = false;
+    rig.data(1, b"data: 1\n\n", false);
+    rig.pass(READER_TIMEOUT / 2);
+    rig.client(conn).reads = true;
+    rig.pump();
+    assert_eq!(rig.received(conn), "9\r\ndata: 1\n\n\r\n");
+}
+
+#[test]
 fn a_client_that_leaves_ends_its_stream_at_once() {
     for lost in [false, true] {
         let mut rig = Rig::up();

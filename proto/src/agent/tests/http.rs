@@ -173,6 +173,19 @@ fn what_is_not_sound_is_refused_and_the_answer_is_not_lost() {
 }
 
 #[test]
+fn nobody_lingers_for_a_client_that_has_ended() {
+    let mut rig = Rig::up();
+    let conn = rig.connect(HTTP);
+    rig.client(conn).reads = false;
+    rig.send(conn, b"nonsense\r\n\r\n");
+    rig.eof(conn);
+    rig.client(conn).reads = true;
+    rig.pump();
+    assert!(rig.received(conn).starts_with("HTTP/1.1 400"));
+    assert_eq!(rig.closed(conn), Some(Closing::Orderly));
+}
+
+#[test]
 fn hosts_that_mean_this_port_are_served() {
     for (host, target) in [
         ("LOCALHOST:8080", "/"),

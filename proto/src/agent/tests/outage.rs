@@ -198,6 +198,26 @@ fn late_news_of_a_link_that_was_given_up_is_ignored() {
 }
 
 #[test]
+fn what_waits_for_the_link_is_read_only_so_far() {
+    let mut rig = Rig::down();
+    let head = "POST /x HTTP/1.1\r\nHost: localhost:8080\r\nContent-Length: 300000\r\n\r\n";
+    let (conn, _) = rig.ask(head);
+    let mut sent = 0;
+    while !rig.client(conn).is_paused {
+        rig.send(conn, &[b'x'; 10_000]);
+        sent += 10_000;
+        assert!(sent <= PIPELINE_BYTES_MAX + 10_000, "{sent}");
+    }
+    rig.server_comes();
+    while sent < 300_000 {
+        rig.send(conn, &[b'x'; 10_000]);
+        sent += 10_000;
+    }
+    rig.answer(1, "{}");
+    assert!(rig.received(conn).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
 fn a_client_that_leaves_while_it_waits_is_forgotten() {
     let mut rig = Rig::down();
     let (conn, _) = rig.ask(&call("1"));
