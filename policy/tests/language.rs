@@ -157,6 +157,7 @@ fn requests_carry_injected_headers() {
     assert!(request.passes_header("x-request-id") && request.passes_header("ACCEPT"));
     assert!(!request.passes_header("x-api") && !request.passes_header("cookie"));
     assert!(request.wants_body());
+    assert_eq!(format!("{request:?}"), "Request(POST /v3/user of github)");
     assert_eq!(request.target(), "/v3/user");
     let upstream = request.upstream().unwrap();
     assert_eq!(

@@ -5,6 +5,7 @@
 
 mod rpc;
 mod scan;
+mod token;
 mod value;
 mod write;
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::token::{Broken, escape_len, literal_len, number_len, plain_len, utf8_len};
 use super::value::unescape;
 
 /// The deepest nesting accepted: JSON-RPC needs five, and every parser behind us copes with 64.
@@ -13,9 +14,6 @@ const MEMBERS_MAX: usize = 4096;
 
 /// The most outer values remembered: a batch of a thousand calls with sixty parameters each.
 const ENTRIES_MAX: usize = 65_536;
-
-/// The longest number. A number is read from its beginning again when it did not arrive whole.
-const NUMBER_BYTES_MAX: usize = 1024;
 
 /// Down to this depth the places of values are remembered in an array: batch, call, parameters. In an object it is one
 /// less, so that the elements of a long parameter are not.
@@ -248,6 +246,7 @@ impl Scan {
     }
 
     fn value(&mut self, text: &[u8], byte: u8, is_whole: bool) -> Result<bool, JsonError> {
+        let rest = text.get(self.at..).unwrap_or_default();
         let len = match byte {
             b'{' | b'[' => {
                 self.begin_value()?;
@@ -259,14 +258,18 @@ impl Scan {
                 self.begin_text(false);
                 return Ok(true);
             }
-            b't' => literal(text, self.at, b"true", is_whole)?,
-            b'f' => literal(text, self.at, b"false", is_whole)?,
-            b'n' => literal(text, self.at, b"null", is_whole)?,
-            b'-' | b'0'..=b'9' => number(text, self.at, is_whole)?,
+            b't' => literal_len(rest, b"true", is_whole),
+            b'f' => literal_len(rest, b"false", is_whole),
+            b'n' => literal_len(rest, b"null", is_whole),
+            b'-' | b'0'..=b'9' => number_len(rest, is_whole),
             0xef if self.at == 0 => return Err(JsonError::Encoding(0)),
             0x80.. => return Err(JsonError::Encoding(self.at)),
             _ => return Err(JsonError::Syntax(self.at)),
         };
+        let len = len.map_err(|broken| match broken {
+            Broken::Form => JsonError::Syntax(self.at),
+            Broken::Length => JsonError::TooLarge(self.at),
+        })?;
         let Some(len) = len else { return Ok(false) };
         self.begin_value()?;
         self.at += len;
@@ -370,9 +373,9 @@ impl Scan {
                 }
                 Some(b'\\') => {
                     is_escaped = true;
-                    escape_len(rest).map_err(|()| JsonError::Syntax(self.at))?
+                    escape_len(rest).map_err(|_| JsonError::Syntax(self.at))?
                 }
-                Some(0x80..) => utf8_len(rest).map_err(|()| JsonError::Encoding(self.at))?,
+                Some(0x80..) => utf8_len(rest).map_err(|_| JsonError::Encoding(self.at))?,
                 Some(_) => return Err(JsonError::Syntax(self.at)),
             };
             let Some(taken) = taken else {
@@ -439,100 +442,6 @@ fn first_duplicate(text: &[u8], keys: &mut [Key]) -> Result<(), JsonError> {
         }
     }
     Ok(())
-}
-
-/// How many bytes at the beginning need no second look: printable ASCII but `"` and `\`. Eight at a time.
-fn plain_len(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGH: u64 = 0x8080_8080_8080_8080;
-    let mut len = 0;
-    let (eights, _) = bytes.as_chunks::<8>();
-    for eight in eights {
-        let word = u64::from_le_bytes(*eight);
-        let quote = word ^ (ONES * 0x22);
-        let slash = word ^ (ONES * 0x5c);
-        let special = word
-            | word.wrapping_sub(ONES * 0x20)
-            | (quote.wrapping_sub(ONES) & !quote)
-            | (slash.wrapping_sub(ONES) & !slash);
-        if special & HIGH != 0 {
-            break;
-        }
-        len += 8;
-    }
-    let tail = bytes.get(len..).unwrap_or_default();
-    len + tail.iter().take_while(|&&b| (0x20..0x80).contains(&b) && b != b'"' && b != b'\\').count()
-}
-
-/// The length of the escape that begins here; `None` when it has not arrived whole.
-fn escape_len(rest: &[u8]) -> Result<Option<usize>, ()> {
-    match rest.get(1) {
-        None => Ok(None),
-        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(Some(2)),
-        Some(b'u') => {
-            let digits = rest.get(2..).unwrap_or_default();
-            let digits = digits.get(..4).unwrap_or(digits);
-            match digits.iter().all(u8::is_ascii_hexdigit) {
-                true if digits.len() == 4 => Ok(Some(6)),
-                true => Ok(None),
-                false => Err(()),
-            }
-        }
-        Some(_) => Err(()),
-    }
-}
-
-/// The length of the UTF-8 character beyond ASCII that begins here; `None` when it has not arrived whole.
-fn utf8_len(rest: &[u8]) -> Result<Option<usize>, ()> {
-    let head = rest.get(..4).unwrap_or(rest);
-    match std::str::from_utf8(head) {
-        Ok(text) => Ok(text.chars().next().map(char::len_utf8)),
-        Err(error) if error.valid_up_to() > 0 => {
-            let valid = head.get(..error.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok());
-            Ok(valid.and_then(|valid| valid.chars().next()).map(char::len_utf8))
-        }
-        Err(error) => match error.error_len() {
-            None => Ok(None),
-            Some(_) => Err(()),
-        },
-    }
-}
-
-fn literal(text: &[u8], at: usize, word: &[u8], is_whole: bool) -> Result<Option<usize>, JsonError> {
-    let rest = text.get(at..).unwrap_or_default();
-    if rest.starts_with(word) {
-        return Ok(Some(word.len()));
-    }
-    if !is_whole && word.starts_with(rest) { Ok(None) } else { Err(JsonError::Syntax(at)) }
-}
-
-/// The length of the number at `at`, by the grammar of RFC 8259; `None` when it may go on in what has not arrived.
-fn number(text: &[u8], at: usize, is_whole: bool) -> Result<Option<usize>, JsonError> {
-    let rest = text.get(at..).unwrap_or_default();
-    let digits =
-        |from: usize| rest.get(from..).unwrap_or_default().iter().take_while(|b| b.is_ascii_digit()).count();
-    let mut len = usize::from(rest.first() == Some(&b'-'));
-    let whole = digits(len);
-    let mut is_good = whole == 1 || whole > 1 && rest.get(len) != Some(&b'0');
-    len += whole;
-    if is_good && rest.get(len) == Some(&b'.') {
-        let fraction = digits(len + 1);
-        is_good = fraction > 0;
-        len += 1 + fraction;
-    }
-    if is_good && matches!(rest.get(len), Some(b'e' | b'E')) {
-        len += 1 + usize::from(matches!(rest.get(len + 1), Some(b'+' | b'-')));
-        let exponent = digits(len);
-        is_good = exponent > 0;
-        len += exponent;
-    }
-    if len > NUMBER_BYTES_MAX {
-        return Err(JsonError::TooLarge(at));
-    }
-    if len >= rest.len() && !is_whole {
-        return Ok(None);
-    }
-    if is_good { Ok(Some(len)) } else { Err(JsonError::Syntax(at)) }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Judging the run of a program.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ pub struct ExecRequest<'a> {
 }
 
 /// Exactly what may be run. Only the policy makes one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Exec {
     tool: Arc<Tool>,
     argv: Vec<Vec<u8>>,
@@ -167,6 +168,13 @@ impl Exec {
 
     fn cli(&self) -> Option<&CliTool> {
         self.tool.cli()
+    }
+}
+
+impl fmt::Debug for Exec {
+    /// No argument, and nothing of the environment.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Exec({} as {})", self.binary(), self.tool())
     }
 }
 

@@ -1,17 +1,21 @@
 //! Judging the head of an HTTP exchange.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::AnswerFilter;
+use super::target::{
+    has_query, is_plain, is_plain_json, is_plain_path, literal_path, matches_path, percent_decoded,
+};
 use super::{injected, redactable, take_rate};
 use crate::caller::Caller;
 use crate::content::{JsonSieve, Sieve};
 use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::secret::Secret;
-use crate::tool::{Endpoint, EndpointKind, HttpTool, Injected, Segment, Tool, Upstream};
+use crate::tool::{Endpoint, EndpointKind, HttpTool, Injected, Tool, Upstream};
 use crate::verdict::{Denial, DenialKind, Judged, Notes, Rule, Trace, shown};
 
 /// Headers of a caller that any upstream may see.
@@ -121,7 +125,7 @@ impl BodyGate {
 }
 
 /// Exactly what may be sent to an upstream. Only the policy makes one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Request {
     tool: Arc<Tool>,
     method: String,
@@ -229,6 +233,14 @@ impl Request {
 
     pub(super) fn set_answer_filter(&mut self, filter: Option<AnswerFilter>) {
         self.answer_filter = filter;
+    }
+}
+
+impl fmt::Debug for Request {
+    /// Nothing of the body, the query or a header's value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.target.split('?').next().unwrap_or_default();
+        write!(f, "Request({} {path} of {})", self.method, self.tool.name)
     }
 }
 
@@ -424,91 +436,6 @@ fn find_endpoint<'a>(
     Err(refusal(405, Some(allow), is_rpc, denial))
 }
 
-/// Printable ASCII without the characters that no target may hold.
-fn is_plain(text: &str) -> bool {
-    text.bytes().all(|b| {
-        matches!(b, b'!'..=b'~')
-            && !matches!(b, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | b'#')
-    })
-}
-
-/// Whether every reader of the path sees the same segments. Nothing is normalised: what is odd is refused.
-fn is_plain_path(path: &str) -> bool {
-    let Some(rest) = path.strip_prefix('/') else { return false };
-    let mut segments = rest.split('/').peekable();
-    while let Some(segment) = segments.next() {
-        let is_last = segments.peek().is_none();
-        if segment.is_empty() && !is_last || matches!(segment, "." | "..") || !has_plain_escapes(segment) {
-            return false;
-        }
-    }
-    is_plain(path)
-}
-
-/// Refuses escapes for dots, slashes, backslashes and controls, a `;` (path parameters), and what is no escape.
-fn has_plain_escapes(segment: &str) -> bool {
-    if segment.contains(';') {
-        return false;
-    }
-    let mut parts = segment.split('%');
-    parts.next();
-    parts.all(|part| {
-        let code = part.get(..2).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
-        let code = code.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        code.is_some_and(|code| !matches!(code, b'.' | b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f))
-    })
-}
-
-fn matches_path(pattern: &[Segment], path: &str) -> bool {
-    let mut segments = path.split('/').skip(1);
-    for part in pattern {
-        match part {
-            Segment::Rest => return segments.next().is_some(),
-            Segment::One(glob) => match segments.next() {
-                Some(segment) if !segment.is_empty() && glob.matches(segment.as_bytes()) => {}
-                Some(segment) if segment.is_empty() && glob.as_literal() == Some(b"") => {}
-                Some(_) | None => return false,
-            },
-        }
-    }
-    segments.next().is_none()
-}
-
-fn has_query(endpoint: &Endpoint, query: Option<&str>) -> bool {
-    let Some(names) = endpoint.query else { return true };
-    let Some(query) = query else { return true };
-    query.split('&').filter(|pair| !pair.is_empty()).all(|pair| {
-        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
-        names.contains(&name)
-    })
-}
-
-fn literal_path(endpoint: &Endpoint) -> Option<String> {
-    let mut path = String::new();
-    for segment in &endpoint.path {
-        let Segment::One(glob) = segment else { return None };
-        path.push('/');
-        path.push_str(std::str::from_utf8(glob.as_literal()?).ok()?);
-    }
-    Some(path)
-}
-
-fn percent_decoded(text: &str) -> Vec<u8> {
-    let mut parts = text.split('%');
-    let mut out = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let code = part.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match code {
-            Some(code) => {
-                out.push(code);
-                out.extend_from_slice(part.as_bytes().get(2..).unwrap_or_default());
-            }
-            None => out.extend_from_slice(part.as_bytes()),
-        }
-    }
-    out
-}
-
 /// A body is judged only where nobody can read it in another way.
 fn check_media_type(tool: &Tool, head: &HttpHead<'_>) -> Result<(), Box<Refusal>> {
     let is_json = head.content_type.is_some_and(is_plain_json);
@@ -521,16 +448,4 @@ fn check_media_type(tool: &Tool, head: &HttpHead<'_>) -> Result<(), Box<Refusal>
     let rule = Rule::new(format!("{}: content type", tool.name), 0);
     let denial = Denial::new(DenialKind::Malformed, format!("{}: {what}", tool.name), rule, what);
     Err(refusal(415, None, true, *denial))
-}
-
-/// `application/json`, beside it at most `charset=utf-8`.
-fn is_plain_json(content_type: &str) -> bool {
-    let mut parts = content_type.split(';').map(str::trim);
-    let is_json = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"));
-    let is_utf8 = |part: &str| {
-        part.split_once('=').is_some_and(|(name, value)| {
-            name.eq_ignore_ascii_case("charset") && value.trim_matches('"').eq_ignore_ascii_case("utf-8")
-        })
-    };
-    is_json && parts.all(is_utf8)
 }

@@ -5,6 +5,7 @@ mod exec;
 mod filter;
 mod http;
 mod rpc;
+mod target;
 mod work;
 
 pub use event::{AnswerVerdict, EventVerdict};

@@ -1,5 +1,7 @@
 //! Judging a JSON-RPC body in steps, none of which holds up everybody else.
 
+use std::fmt;
+
 use super::event::AnswerFilter;
 use super::filter::{Subject, trace_all};
 use super::http::{Request, RpcGate};
@@ -37,7 +39,6 @@ pub(crate) struct Circumstances<'a> {
 }
 
 /// The judging of one body in steps. Feed the body as it arrives, then step until there is a verdict.
-#[derive(Debug)]
 pub struct RpcWork {
     gate: RpcGate,
     scan: Scan,
@@ -46,7 +47,6 @@ pub struct RpcWork {
     rebuilt: Vec<u8>,
 }
 
-#[derive(Debug)]
 enum State {
     /// The strict pass is under way.
     Scanning,
@@ -55,7 +55,7 @@ enum State {
 }
 
 /// How far the judging of one call has come.
-#[derive(Debug, Default)]
+#[derive(Default)]
 enum Phase {
     #[default]
     Rules,
@@ -94,6 +94,13 @@ impl RpcGate {
             elements: Vec::new(),
             rebuilt: Vec::new(),
         }
+    }
+}
+
+impl fmt::Debug for RpcWork {
+    /// Nothing of the body.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RpcWork({})", self.gate.tool())
     }
 }
 
