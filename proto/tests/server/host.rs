@@ -31,6 +31,11 @@ tools:
     jsonrpc_allow_methods: [receive]
     event_filters:
       receive: { field: envelope.sourceNumber, allow_patterns: ["+1*"] }
+  files:
+    type: http
+    upstream: "http://127.0.0.1:18082/base"
+    http_allow: ["GET /get/*", "POST /put/*"]
+    timeout_secs: 10
   echo:
     type: cli
     binary: /bin/echo

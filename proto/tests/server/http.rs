@@ -432,6 +432,15 @@ fn plain_answers_stream_through_with_status_and_encoding() {
 }
 
 #[test]
+fn the_upstreams_base_path_stands_before_the_target_once() {
+    let mut host = Host::new();
+    host.request_of("files", "GET", "/get/1?x=2", None);
+    let upstream = host.accept_upstream();
+    let got = host.upstream_got(upstream);
+    assert!(got.starts_with("GET /base/get/1?x=2 HTTP/1.1\r\n"), "{got}");
+}
+
+#[test]
 fn a_body_larger_than_allowed_is_413_before_it_is_read() {
     let mut host = Host::new();
     let stream = StreamId(1);

@@ -367,7 +367,6 @@ fn write_request(
     framing: Framing,
     is_rpc: bool,
 ) -> bool {
-    let target = format!("{}{}", upstream.base_path, request.target());
     let is_injected = |name: &str| request.headers().any(|(own, _)| own.eq_ignore_ascii_case(name));
     // A body that was rebuilt is JSON in our writing, and so is its type: not every upstream knows the caller's.
     let is_rebuilt = |name: &str| is_rpc && name.eq_ignore_ascii_case(CONTENT_TYPE);
@@ -376,5 +375,5 @@ fn write_request(
     let own = (is_rpc && !is_injected(CONTENT_TYPE)).then_some((CONTENT_TYPE, &b"application/json"[..]));
     let injected = request.headers().map(|(name, value)| (name, value.expose()));
     let all = passed.chain(own).chain(injected);
-    write_request_head(out, request.method(), &target, &upstream.host_header, all, framing).is_ok()
+    write_request_head(out, request.method(), request.target(), &upstream.host_header, all, framing).is_ok()
 }
