@@ -23,6 +23,8 @@ pub(super) struct Call {
     pub(super) alarm: Alarm,
     /// Whether its stream on the link is still open.
     pub(super) is_attached: bool,
+    /// The caller has no input for its run, and said so before there was one.
+    pub(super) has_no_input: bool,
 }
 
 /// What the records of a call say of it.

@@ -179,16 +179,19 @@ impl Server {
                     self.consumed(id, bytes.len());
                 }
             }
-            State::Recording(then) => {
-                if let Then::Pass { body, .. } = &mut **then {
+            State::Recording(then) => match &mut **then {
+                Then::Pass { body, .. } => {
                     body.early.extend_from_slice(bytes);
                     body.ended |= end;
                 }
-            }
+                Then::Run(_) => call.has_no_input |= end,
+                Then::Answer(_) | Then::Fail(..) | Then::Rpc { .. } => {}
+            },
             State::Fetching(_) => self.upload(now, id, bytes, end),
             State::Running(_) => self.feed(id, bytes, end),
-            // Nobody waits for it any more, or nobody has granted it.
-            State::Describing(_) | State::Queued(_) | State::Finishing => {}
+            // Nobody has granted any input yet: only its end can come.
+            State::Describing(_) | State::Queued(_) => call.has_no_input |= end,
+            State::Finishing => {}
         }
     }
 

@@ -281,8 +281,11 @@ impl Server {
         let wants_input = matches!(running.stdin, Stdin::Open { .. });
         let is_abandoned = running.ending.is_some();
         self.set_job_alarm(id, now + timeout);
+        let has_no_input = self.calls.get(&call).is_some_and(|call| call.has_no_input);
         if is_abandoned {
             self.terminate(now, id);
+        } else if wants_input && has_no_input {
+            self.feed(call, &[], true);
         } else if wants_input && let Some((session, stream)) = self.stream(call) {
             session.grant_initial(stream);
             self.consumed(call, 0);

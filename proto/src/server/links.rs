@@ -347,6 +347,7 @@ impl Server {
             state: State::Finishing,
             alarm: Alarm::default(),
             is_attached: true,
+            has_no_input: false,
         };
         self.calls.insert(id, call);
         self.counters.calls += 1;

@@ -94,6 +94,26 @@ fn input_flows_by_credit_and_its_end_is_passed_on() {
 }
 
 #[test]
+fn input_that_ends_before_the_run_begins_ends_then() {
+    let end = StreamFrame::Data { channel: Channel::Main, end: true, more: false, bytes: b"" };
+    let mut host = Host::new();
+    host.disk = Disk::Slow;
+    let recording = host.run("echo", "hello\0", "");
+    host.send(recording, &end);
+    host.say_recorded();
+    let (job, _) = host.started();
+    assert_eq!(host.stdin_closed, [job]);
+    host.disk = Disk::Good;
+    let queued = host.run("echo", "hello\0", "");
+    host.send(queued, &end);
+    host.handle(Input::Eof { source: Source::Stdout(job) });
+    host.handle(Input::Eof { source: Source::Stderr(job) });
+    host.handle(Input::Exited { job, status: ExitStatus::Exited(0) });
+    let (next, _) = host.started();
+    assert_eq!(host.stdin_closed, [job, next]);
+}
+
+#[test]
 fn a_tool_that_takes_no_input_is_granted_none() {
     let mut host = Host::new();
     let stream = host.run("silent", "", "");
