@@ -180,7 +180,7 @@ impl Machine for Agent {
             | Input::Exited { .. }
             | Input::Reload { .. } => {}
         }
-        self.finish_turn();
+        self.finish_turn(now);
     }
 
     fn handle_timeout(&mut self, now: Instant) {
@@ -204,9 +204,9 @@ impl Machine for Agent {
                 Conn::Http(http) => http.abort(hub),
                 Conn::Shim(shim) => shim.abort(hub),
             });
-            self.end_drain();
+            self.end_drain(now);
         }
-        self.finish_turn();
+        self.finish_turn(now);
         debug_assert!(self.poll_timeout().is_none_or(|(at, _)| at > now), "{:?}", self.poll_timeout());
     }
 
@@ -555,15 +555,16 @@ impl Agent {
         }
     }
 
-    fn end_drain(&mut self) {
+    fn end_drain(&mut self, now: Instant) {
         if let Some(conn) = self.hub.uplink.conn() {
             self.hub.close(conn, Closing::Orderly);
+            self.hub.uplink.lose(now, Why::Stopped, false);
         }
         self.drain = Drain::Done;
         self.hub.outputs.push_back(Output::Drained);
     }
 
-    fn finish_turn(&mut self) {
+    fn finish_turn(&mut self, now: Instant) {
         if let Some(conn) = self.hub.uplink.wants_announcing() {
             self.hub.outputs.push_back(Output::Write(Sink::Conn(conn)));
         }
@@ -571,7 +572,7 @@ impl Agent {
             && self.conns.is_empty()
             && self.hub.uplink.unsent().is_empty()
         {
-            self.end_drain();
+            self.end_drain(now);
         }
         if cfg!(debug_assertions) && self.conns.len() <= 64 {
             self.check_invariants();

@@ -506,8 +506,8 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let answer = rig.received(busy);
     assert!(answer.contains("Connection: close") && answer.ends_with("{}"), "{answer}");
     rig.eof(busy);
-    assert!(rig.drained && rig.link.is_none());
-    assert_eq!(rig.agent.poll_timeout(), None);
+    assert!(rig.drained && rig.link.is_none() && rig.agent.is_idle());
+    assert_eq!((rig.agent.poll_timeout(), rig.agent.held_bytes()), (None, 0));
 }
 
 #[test]
@@ -517,5 +517,5 @@ fn a_drain_that_takes_too_long_is_cut() {
     rig.handle(Input::Drain);
     rig.pass(DRAIN_TIMEOUT);
     assert_eq!(rig.closed(conn), Some(Closing::Reset));
-    assert!(rig.drained);
+    assert!(rig.drained && rig.agent.is_idle());
 }
