@@ -141,7 +141,7 @@ pub(super) struct Fetching {
     pub(super) conn: ConnId,
     /// Set for JSON-RPC: what is needed to answer for each element.
     pub(super) rpc: Option<RpcJudged>,
-    /// How the body that is passed on is framed; none when there is none.
+    /// How the body that is passed on is framed; none when there is none, or no more of it.
     pub(super) upload: Option<Upload>,
     pub(super) is_head_sent: bool,
     pub(super) is_event_stream: bool,

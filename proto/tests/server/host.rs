@@ -285,6 +285,16 @@ impl Host {
         stream
     }
 
+    /// Asks to pass on a body of so many bytes, of which none is sent.
+    pub(crate) fn open_upload(&mut self, tool: &str, target: &str, length: usize) -> StreamId {
+        let stream = self.open();
+        self.session.open(stream);
+        let items = format!("{tool}\0POST\0{target}\0content-length\0{length}\0").into_bytes();
+        self.session.send(stream, &StreamFrame::Request { body: true, items: Items(&items) });
+        self.exchange();
+        stream
+    }
+
     pub(crate) fn rpc(&mut self, body: &str) -> StreamId {
         self.request("POST", "/api/v1/rpc", Some(body.as_bytes()))
     }

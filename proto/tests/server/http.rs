@@ -4,7 +4,7 @@ use super::host::{Disk, Host, LINK};
 use carapace_proto::ids::StreamId;
 use carapace_proto::machine::{DialError, Input, Loss, Source};
 use carapace_proto::time::Duration;
-use carapace_proto::wire::frame::{Fault, ResponseBody, StreamFrame};
+use carapace_proto::wire::frame::{Channel, Fault, ResponseBody, StreamFrame};
 
 const VERSION: &str = r#"{"jsonrpc":"2.0","id":1e3,"method":"version","params":{"x":1.10}}"#;
 const SEND: &str = r#"{"jsonrpc":"2.0","id":"a","method":"send","params":{"recipient":["+12025550123"]}}"#;
@@ -429,6 +429,24 @@ fn plain_answers_stream_through_with_status_and_encoding() {
         host.replies[&stream].end.as_ref().unwrap().contains("BadUpstream"),
         "cut short is never quietly short"
     );
+}
+
+#[test]
+fn a_connection_is_not_used_again_before_the_request_on_it_is_whole() {
+    let mut host = Host::new();
+    let stream = host.open_upload("files", "/put/1", 10);
+    let upstream = host.accept_upstream();
+    let half = StreamFrame::Data { channel: Channel::Main, end: false, more: false, bytes: b"hello" };
+    host.send(stream, &half);
+    assert!(host.upstream_got(upstream).ends_with("\r\n\r\nhello"));
+    host.upstream_says(upstream, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly");
+    assert_eq!(host.replies[&stream].text(), "early");
+    host.request_of("files", "GET", "/get/1", None);
+    let next = host.accept_upstream();
+    assert!(next != upstream && host.closed.contains(&upstream));
+    host.upstream_says(next, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    host.request_of("files", "GET", "/get/2", None);
+    assert!(host.dials.is_empty() && host.upstream_got(next).contains("/get/2"));
 }
 
 #[test]

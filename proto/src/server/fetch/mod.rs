@@ -16,7 +16,7 @@ use crate::ids::{CallId, ConnId};
 use crate::limits::{CONNECT_TIMEOUT, FEED_BYTES_HIGH, STREAM_HEAD_DELAY};
 use crate::machine::{Address, DialError, Output, Sink, Source};
 use crate::time::Instant;
-use crate::wire::frame::{Channel, Items, ResponseBody, StreamFrame, push_item};
+use crate::wire::frame::{Channel, Fault, Items, ResponseBody, StreamFrame, push_item};
 use crate::wire::http1::{Framing, LAST_CHUNK, write_chunk, write_request_head};
 use carapace_policy::{Request, RpcJudged, Scheme, Upstream};
 use log::debug;
@@ -186,9 +186,13 @@ impl Server {
         };
         if !is_whole {
             // The length was the caller's word, and the upstream has been told it.
+            self.reset_stream(id, Fault::Misbehaved, "the body is not as long as was said");
             return self.cancel(now, id, "the body is not as long as was said");
         }
         let is_chunked = matches!(fetching.upload, Some(Upload::Chunked));
+        if end {
+            fetching.upload = None;
+        }
         let Some(upstream) = self.upstreams.conns.get_mut(&conn) else { return };
         upstream.out.push_with(|out| {
             if is_chunked {
