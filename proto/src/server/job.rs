@@ -32,6 +32,8 @@ pub(super) struct Job {
     ending: Option<Ending>,
     output_left: u64,
     timeout: Duration,
+    /// When it must be over; set once it runs.
+    deadline: Option<Instant>,
     kill_grace: Duration,
     alarm: Alarm,
 }
@@ -82,6 +84,7 @@ impl Job {
             ending: None,
             output_left: exec.max_output_bytes(),
             timeout: exec.timeout(),
+            deadline: None,
             kill_grace: exec.kill_grace(),
             alarm: Alarm::default(),
         }
@@ -92,6 +95,11 @@ impl Job {
             Stdin::Open { out, .. } => out.len(),
             Stdin::Closed => 0,
         }
+    }
+
+    /// Whether some of its output waits for a reader.
+    const fn is_paused(&self) -> bool {
+        matches!(self.stdout, Pipe::Open { is_paused: true }) || matches!(self.stderr, Pipe::Open { is_paused: true })
     }
 
     fn has_ended(&self) -> bool {
@@ -277,10 +285,11 @@ impl Server {
         debug!("{id} is process {pid}");
         let Some(running) = self.job(id) else { return };
         running.is_started = true;
-        let timeout = running.timeout;
+        let deadline = now + running.timeout;
+        running.deadline = Some(deadline);
         let wants_input = matches!(running.stdin, Stdin::Open { .. });
         let is_abandoned = running.ending.is_some();
-        self.set_job_alarm(id, now + timeout);
+        self.set_job_alarm(id, deadline);
         let has_no_input = self.calls.get(&call).is_some_and(|call| call.has_no_input);
         if is_abandoned {
             self.terminate(now, id);
@@ -432,7 +441,7 @@ impl Server {
         self.outputs.extend(paused);
     }
 
-    pub(super) fn resume_job(&mut self, _now: Instant, id: CallId) {
+    pub(super) fn resume_job(&mut self, now: Instant, id: CallId) {
         let id = job(id);
         let Some(running) = self.job(id) else { return };
         let mut resumed = Vec::new();
@@ -444,6 +453,9 @@ impl Server {
             {
                 resumed.push(Output::Resume(source));
             }
+        }
+        if running.exited.is_some() && !resumed.is_empty() {
+            self.set_job_alarm(id, now + GRANDCHILD_WAIT);
         }
         self.outputs.extend(resumed);
     }
@@ -549,7 +561,16 @@ impl Server {
         };
         let Some(running) = self.job(id).filter(|_| fires) else { return };
         if running.exited.is_some() {
-            self.finish_job(now, id);
+            match running.deadline {
+                // What it printed is in its pipes, and is read when somebody takes it.
+                Some(deadline) if running.is_paused() && running.ending.is_none() && deadline > now => {
+                    self.set_job_alarm(id, deadline);
+                }
+                Some(_) if running.is_paused() && running.ending.is_none() => {
+                    self.end_early(now, id, Ending::TimedOut);
+                }
+                Some(_) | None => self.finish_job(now, id),
+            }
         } else if running.ending.is_none() {
             self.end_early(now, id, Ending::TimedOut);
         } else {

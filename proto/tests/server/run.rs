@@ -219,6 +219,45 @@ fn a_reader_that_does_not_read_pauses_its_job() {
 }
 
 #[test]
+fn output_of_a_job_that_has_ended_waits_for_a_slow_reader() {
+    let mut host = Host::new();
+    host.drains = false;
+    let stream = host.run("echo", "hello\0", "");
+    let (job, _) = host.started();
+    host.handle(Input::Bytes { source: Source::Stdout(job), bytes: &[b'x'; 50_000] });
+    host.handle(Input::Exited { job, status: ExitStatus::Exited(0) });
+    assert!(host.paused.contains(&Source::Stdout(job)));
+    host.pass(Duration::from_secs(5));
+    assert!(host.forgotten.is_empty(), "the rest is still in its pipe");
+    host.drains = true;
+    host.session.consumed(stream, host.replies[&stream].body.len());
+    host.exchange();
+    assert!(host.paused.is_empty());
+    host.handle(Input::Bytes { source: Source::Stdout(job), bytes: b"rest" });
+    host.handle(Input::Eof { source: Source::Stdout(job) });
+    host.handle(Input::Eof { source: Source::Stderr(job) });
+    host.exchange();
+    assert_eq!(host.replies[&stream].body.len(), 50_004);
+    assert!(host.replies[&stream].end.as_ref().unwrap().starts_with("Exit { value: 0"));
+}
+
+#[test]
+fn output_that_nobody_takes_is_not_waited_for_beyond_the_runs_time() {
+    let mut host = Host::new();
+    host.drains = false;
+    let stream = host.run("echo", "hello\0", "");
+    let (job, _) = host.started();
+    host.handle(Input::Bytes { source: Source::Stdout(job), bytes: &[b'x'; 50_000] });
+    host.handle(Input::Exited { job, status: ExitStatus::Exited(0) });
+    host.pass(Duration::from_secs(11));
+    assert_eq!(host.forgotten, [job]);
+    host.session.consumed(stream, host.replies[&stream].body.len());
+    host.drains = true;
+    host.exchange();
+    assert!(host.replies[&stream].end.as_ref().unwrap().contains("TimedOut"));
+}
+
+#[test]
 fn a_grandchild_that_keeps_the_output_open_delays_the_end_by_a_second() {
     let mut host = Host::new();
     let stream = host.run("echo", "hello\0", "");
