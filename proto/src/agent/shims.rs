@@ -77,6 +77,9 @@ impl ShimConn {
     // ---- what the shim does ----
 
     pub(super) fn handle_bytes(&mut self, now: Instant, hub: &mut Hub, bytes: &[u8]) {
+        if matches!(self.state, State::Ending | State::Closed) {
+            return;
+        }
         let mut reader = core::mem::take(&mut self.reader);
         let mut input = bytes;
         loop {

@@ -294,6 +294,22 @@ fn a_drain_lets_runs_finish_and_starts_none() {
 }
 
 #[test]
+fn a_shim_hears_of_one_end_whatever_it_says_after_it() {
+    let (mut rig, conn) = running();
+    rig.client(conn).reads = false;
+    let input = frames(&[StreamFrame::Signal { number: 2 }, StreamFrame::Signal { number: 15 }]);
+    let (head, tail) = input.split_at(input.len() - 8);
+    rig.server().send(OWN, &StreamFrame::Exit { value: 0, signaled: false, core: false });
+    rig.server().close(OWN);
+    rig.pump();
+    rig.send(conn, head);
+    rig.send(conn, tail);
+    rig.client(conn).reads = true;
+    rig.pump();
+    assert_eq!(got(&mut rig, conn), ["exit 0 false"]);
+}
+
+#[test]
 fn a_shim_that_is_stopped_is_waited_for() {
     let (mut rig, conn) = running();
     rig.client(conn).reads = false;
