@@ -20,10 +20,9 @@ impl Failure {
         Self { status: 503, code: -32004, text: format!("not started: {why}").into() }
     }
 
-    /// The session was lost while the call ran.
-    pub(super) const fn outcome_unknown() -> Self {
-        let text = Cow::Borrowed("the link to the server was lost; the outcome is unknown");
-        Self { status: 504, code: -32005, text }
+    /// The call may have begun, and nobody will hear how it ends.
+    pub(super) const fn outcome_unknown(text: &'static str) -> Self {
+        Self { status: 504, code: -32005, text: Cow::Borrowed(text) }
     }
 
     /// The server ended the stream.

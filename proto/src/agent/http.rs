@@ -161,9 +161,15 @@ impl HttpConn {
                 self.state = State::Ending { how: Ending::Close(Closing::Orderly), left: LINGER_BYTES_MAX };
             }
             State::Exchange(exchange) if exchange.is_events() => {
-                let why = hub.why_down();
+                let failure = match exchange.leg {
+                    // Its request is on its way, and what follows it cannot overtake it.
+                    Leg::Open { .. } => {
+                        answer::Failure::outcome_unknown("the agent is stopping; the outcome is unknown")
+                    }
+                    Leg::Doomed | Leg::Over => answer::Failure::not_started(&hub.why_down()),
+                };
                 self.cancel(hub);
-                self.fail(now, hub, &answer::Failure::not_started(&why));
+                self.fail(now, hub, &failure);
             }
             State::Waiting => self.handle_outlook(now, hub),
             State::Closed

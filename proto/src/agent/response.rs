@@ -93,7 +93,7 @@ impl HttpConn {
         let Leg::Open { position, .. } = exchange.leg else { return };
         exchange.leg = Leg::Over;
         let failure = if written > position {
-            Failure::outcome_unknown()
+            Failure::outcome_unknown("the link to the server was lost; the outcome is unknown")
         } else {
             Failure::not_started(hub.uplink.why())
         };

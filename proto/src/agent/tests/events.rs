@@ -29,6 +29,15 @@ fn the_head_and_each_event_reach_the_client_at_once() {
 }
 
 #[test]
+fn a_drain_does_not_call_a_stream_unstarted_that_may_have_started() {
+    let mut rig = Rig::up();
+    let (conn, _) = rig.ask(EVENTS);
+    rig.handle(Input::Drain);
+    let answer = rig.received(conn);
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("-32005"), "{answer}");
+}
+
+#[test]
 fn an_event_in_fragments_is_written_whole_and_paid_for_while_it_grows() {
     let mut rig = Rig::up();
     let conn = open(&mut rig);
