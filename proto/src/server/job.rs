@@ -99,7 +99,8 @@ impl Job {
 
     /// Whether some of its output waits for a reader.
     const fn is_paused(&self) -> bool {
-        matches!(self.stdout, Pipe::Open { is_paused: true }) || matches!(self.stderr, Pipe::Open { is_paused: true })
+        matches!(self.stdout, Pipe::Open { is_paused: true })
+            || matches!(self.stderr, Pipe::Open { is_paused: true })
     }
 
     fn has_ended(&self) -> bool {

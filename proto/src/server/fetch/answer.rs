@@ -53,8 +53,8 @@ impl Server {
                 let is_written =
                     self.upstreams.conns.get(&conn).is_some_and(|upstream| upstream.out.is_empty());
                 // What an early answer has left of its request would be taken for the beginning of the next one.
-                let is_sent =
-                    is_written && self.fetching(exchange.call).is_some_and(|fetching| fetching.upload.is_none());
+                let is_sent = is_written
+                    && self.fetching(exchange.call).is_some_and(|fetching| fetching.upload.is_none());
                 if exchange.keep_alive && !has_more && is_sent && !exchange.is_paused {
                     self.keep(now, conn);
                 } else {
