@@ -1,14 +1,14 @@
 //! Daemons that are started badly, and machines that run out of things.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::Command;
 
 use carapace_debug::rig::{Daemon, Launch};
 use nix::sys::signal::Signal;
 
 use crate::kit::{
-    Connection, LONG, Running, Setup, Site, descriptors, policy_with_tools, run, skip, wait_for, wait_until,
+    Connection, LONG, Running, Setup, Site, descriptors, policy_with_tools, run, skip, wait_until,
 };
 
 const VERSION: &str = r#"{"jsonrpc":"2.0","id":"v","method":"version"}"#;
@@ -23,11 +23,6 @@ fn script(site: &Site, text: &str) -> Command {
     command
 }
 
-/// A port that is free at this moment.
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 /// Starts a daemon by way of a shell, which leaves it this: closed descriptors, open ones, signals ignored.
 fn start_from(launch: &Launch, shell: &str, addr: SocketAddr) -> Daemon {
     let text = format!("{shell} exec {}", launch.to_string().replacen("CARAPACE_", "env CARAPACE_", 1));
@@ -39,26 +34,19 @@ fn start_from(launch: &Launch, shell: &str, addr: SocketAddr) -> Daemon {
 /// daemon's own are
 #[test]
 fn what_the_daemon_inherited_reaches_no_job() {
-    let mut site = setup().prepare();
+    let site = setup().prepare();
     let leaked = site.path("leaked");
     fs::write(&leaked, "secret of the host").unwrap();
     let shell = format!("exec 5<{0} 9<{0} <&- >&- ; trap '' HUP INT QUIT TERM USR1 PIPE;", leaked.display());
-    let server_addr = free_port();
-    site.set_server_addr(server_addr);
-    let mut server = start_from(&site.server_launch(), &shell, server_addr);
-    let agent_addr = free_port();
-    site.set_agent_addr(agent_addr);
-    let mut agent = start_from(&site.agent_launch(), &shell, agent_addr);
+    let mut server = start_from(&site.server_launch(), &shell, site.server_addr());
+    let mut agent = start_from(&site.agent_launch(), &shell, site.agent_addr());
     wait_until("the link", LONG, || site.get("/health").status == 200);
     assert_eq!(site.call(VERSION).status, 200);
 
     let mut running = Running::start(&mut script(&site, "echo pid $$; exec sleep 60"));
     let pid = running.wait_for_output("\n").trim().strip_prefix("pid ").unwrap().to_owned();
-    wait_for("it is sleep", LONG, || {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-        (name == "sleep\n").then_some(())
-    });
-    assert_eq!(descriptors(pid.parse().unwrap()), 3);
+    // The first moments of sleep are its loader's.
+    wait_until("it has what it was given", LONG, || descriptors(pid.parse().unwrap()) == 3);
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
     // 32 and 33 are the C library's own.

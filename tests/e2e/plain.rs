@@ -43,8 +43,9 @@ fn get(site: &Site, path: &str) -> Answer {
     ask(site.addr_of("web"), &format!("GET {path}"), "").answer()
 }
 
+/// A whole answer, after which the stand-in closes, as it says.
 fn raw(head: &str, body: &[u8]) -> Fault {
-    Fault::Raw([head.as_bytes(), b"\r\n\r\n", body].concat())
+    Fault::Raw([head.as_bytes(), b"\r\nConnection: close\r\n\r\n", body].concat())
 }
 
 /// docs/protocol.md: "tools that are not JSON-RPC: denied ... 403, 404 or 405 with `Allow`"

@@ -1,7 +1,6 @@
 //! Upstreams that are away, slow, broken, or simply others than the stand-in.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use carapace_debug::rig::{Daemon, Launch};
 use carapace_debug::upstream::Fault;
 use serde_json::json;
 
-use crate::kit::{Answer, LONG, Setup, Site, noise, policy_with_tools, skip, timed, wait_until};
+use crate::kit::{Answer, LONG, Setup, Site, free_addr, noise, policy_with_tools, skip, timed, wait_until};
 
 const VERSION: &str = r#"{"jsonrpc":"2.0","id":"v","method":"version"}"#;
 
@@ -34,7 +33,7 @@ fn call_with(site: &Site, fault: Fault) -> Answer {
 /// "upstream refused ... | 502 | -32004"
 #[test]
 fn an_upstream_that_refuses() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = free_addr();
     let site = setup().upstream_url(format!("http://{closed}")).start();
     let answer = site.call(VERSION);
     is_error(&answer, 502, -32004);
@@ -103,11 +102,12 @@ fn a_valid_answer_passes_as_it_is() {
         let answer = call_with(&site, Fault::Status(status, r#"{ "x":1e3 }"#.into()));
         assert_eq!((answer.status, answer.text().as_str()), (status, r#"{ "x":1e3 }"#));
     }
+    // The stand-in closes behind each: said beforehand, so that no other call is sent there.
     let raw = |text: &str| Fault::Raw(text.as_bytes().to_vec());
     let answer = call_with(
         &site,
         raw(
-            "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+            "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
         ),
     );
     assert_eq!((answer.status, answer.text().as_str()), (200, "{}"));
@@ -115,12 +115,12 @@ fn a_valid_answer_passes_as_it_is() {
     assert_eq!((answer.status, answer.text().as_str()), (200, "{ }"), "up to the end of the connection");
     let answer = call_with(&site, raw("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}"));
     assert_eq!(answer.text(), "{}");
-    let answer = call_with(&site, raw("HTTP/1.1 204 No Content\r\n\r\n"));
+    let answer = call_with(&site, raw("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"));
     assert_eq!((answer.status, answer.body.len()), (204, 0));
     let answer = call_with(
         &site,
         raw(
-            "HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nSet-Cookie: a=b\r\nConnection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 302 Found\r\nLocation: http://elsewhere.example/\r\nSet-Cookie: a=b\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nContent-Length: 0\r\n\r\n",
         ),
     );
     assert_eq!((answer.status, answer.field("location")), (302, Some("http://elsewhere.example/")));
@@ -202,8 +202,7 @@ fn an_upstream_on_a_unix_socket() {
 fn nginx(site: &Site) -> Option<Daemon> {
     let folder = site.path("nginx");
     std::fs::create_dir(&folder).unwrap();
-    // nginx cannot take port 0: a port that is free at this moment has to do.
-    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let addr = free_addr();
     let path = folder.display();
     let upstream = site.upstream.addr();
     let configuration = format!(

@@ -12,6 +12,8 @@ pub(crate) use self::program::{Ended, Running, debug, run, run_with, shell};
 pub(crate) use self::site::{Setup, Site, binaries};
 pub(crate) use self::sse::{EventStream, Received};
 
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,23 @@ pub(crate) fn wait_for<T>(what: &str, within: Duration, mut look: impl FnMut() -
 /// Looks until it is so.
 pub(crate) fn wait_until(what: &str, within: Duration, mut is_so: impl FnMut() -> bool) {
     wait_for(what, within, || is_so().then_some(()));
+}
+
+/// An address that is nobody's, and stays so while nobody is told of it. Not one that the system gives out: another
+/// test's daemon might get it as soon as ours is killed.
+pub(crate) fn free_addr() -> SocketAddr {
+    const FIRST: u16 = 12_000;
+    const COUNT: u16 = 20_000;
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    // Test processes that run at the same time begin at different places.
+    let start = u16::try_from(u64::from(std::process::id()) * 331 % u64::from(COUNT)).unwrap();
+    loop {
+        let port = FIRST + (start + GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(addr).is_ok() {
+            return addr;
+        }
+    }
 }
 
 /// How long something takes.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::http::{Answer, Connection};
 use super::sse::EventStream;
-use super::{GUIDE, LONG, wait_for};
+use super::{GUIDE, LONG, free_addr, wait_for};
 
 /// The programs, built once: `-p carapace-tests` alone builds none of them.
 pub(crate) fn binaries() -> &'static Binaries {
@@ -24,8 +24,6 @@ pub(crate) fn binaries() -> &'static Binaries {
         BUILT.get_or_init(|| Binaries::build(Path::new(env!("CARGO"))).map_err(|error| error.to_string()));
     built.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
-
-const ANYWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 /// What a site is to be like.
 pub(crate) struct Setup {
@@ -97,8 +95,8 @@ impl Setup {
         let site = Site {
             agent: None,
             server: None,
-            agent_addr: ANYWHERE,
-            server_addr: ANYWHERE,
+            agent_addr: free_addr(),
+            server_addr: free_addr(),
             upstream_url: self.upstream_url.clone().unwrap_or_else(|| upstream.url()),
             upstream,
             folder,
@@ -252,14 +250,9 @@ impl Site {
         kill(self.agent.take());
     }
 
-    /// Where the server is to be found, for daemons that a test starts by itself.
+    /// Puts the server elsewhere.
     pub(crate) fn set_server_addr(&mut self, addr: SocketAddr) {
         self.server_addr = addr;
-    }
-
-    /// Where the agent is to be found.
-    pub(crate) fn set_agent_addr(&mut self, addr: SocketAddr) {
-        self.agent_addr = addr;
     }
 
     pub(crate) fn server_addr(&self) -> SocketAddr {
