@@ -121,6 +121,7 @@ fn paths_match_segment_by_segment() {
         ("GET", "/repos/%2e%2e/pulls", 404),
         ("GET", "/repos/a%2fb/pulls", 404),
         ("GET", "/repos/a%20b/pulls", 200),
+        ("GET", "/repos/%6de/pulls", 404),
         ("GET", "/repos/a%zz/pulls", 404),
         ("GET", "/repos/a;b/pulls", 404),
         ("GET", "/repos/../pulls", 404),

@@ -23,7 +23,9 @@ pub(super) fn is_plain_path(path: &str) -> bool {
     is_plain(path)
 }
 
-/// Refuses escapes for dots, slashes, backslashes and controls, a `;` (path parameters), and what is no escape.
+/// Refuses escapes for slashes, backslashes and controls, for letters, digits and others that need none (another
+/// spelling would be another segment for a pattern and the same for the upstream), a `;` (path parameters), and what is
+/// no escape.
 pub(super) fn has_plain_escapes(segment: &str) -> bool {
     if segment.contains(';') {
         return false;
@@ -33,7 +35,11 @@ pub(super) fn has_plain_escapes(segment: &str) -> bool {
     parts.all(|part| {
         let code = part.get(..2).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
         let code = code.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        code.is_some_and(|code| !matches!(code, b'.' | b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f))
+        let is_odd = |code: u8| {
+            code.is_ascii_alphanumeric()
+                || matches!(code, b'.' | b'-' | b'_' | b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f)
+        };
+        code.is_some_and(|code| !is_odd(code))
     })
 }
 
