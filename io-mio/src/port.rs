@@ -7,7 +7,9 @@ use mio::event;
 use mio::net::{TcpStream, UnixStream};
 use mio::unix::pipe;
 use mio::{Interest, Registry, Token};
+use nix::fcntl::{FcntlArg, fcntl};
 use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::mem;
 use std::net::Shutdown;
 
 /// Everything that has a place in the poll, and its name there.
@@ -74,6 +76,11 @@ impl From<Source> for Key {
     }
 }
 
+/// What a pipe holds unless it is told otherwise.
+const PIPE_BYTES: usize = 64 * 1024;
+/// What the pipe of a job that prints much holds. More than that does not stay in a processor's cache.
+const WIDE_PIPE_BYTES: i32 = 256 * 1024;
+
 /// The descriptor.
 #[derive(Debug)]
 pub(crate) enum Io {
@@ -102,6 +109,10 @@ pub(crate) struct Port {
     pub(crate) is_ended: bool,
     /// The last write was cut short: wait for the edge.
     pub(crate) is_blocked: bool,
+    /// It is a Unix socket, and the poll is to tell when it can be written to.
+    watches_room: bool,
+    /// It is a pipe that was given more room, or could not be.
+    is_wide: bool,
     /// Writing failed. What had arrived before that is still read, then the loss is told.
     pub(crate) broken: Option<Loss>,
 }
@@ -116,6 +127,8 @@ impl Port {
             is_closing: false,
             is_ended: false,
             is_blocked: false,
+            watches_room: false,
+            is_wide: false,
             broken: None,
         }
     }
@@ -135,12 +148,25 @@ impl Port {
 
     /// One read.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        uninterrupted(|| match &mut self.io {
+        let count = uninterrupted(|| match &mut self.io {
             Io::Stdout(io) => io.read(buffer),
             Io::Tcp(io) => io.read(buffer),
             Io::Unix(io) => io.read(buffer),
             Io::Stdin(_) => Ok(0),
-        })
+        })?;
+        if count == PIPE_BYTES && !self.is_wide {
+            self.widen();
+        }
+        Ok(count)
+    }
+
+    /// A job that fills its pipe waits for us each time: it gets more room, so that both work at once.
+    fn widen(&mut self) {
+        self.is_wide = true;
+        if let Io::Stdout(io) = &self.io {
+            // Refused where the account has many wide pipes already; then it goes on as it is.
+            let _ = fcntl(io, FcntlArg::F_SETPIPE_SZ(WIDE_PIPE_BYTES));
+        }
     }
 
     /// One write.
@@ -179,15 +205,44 @@ impl Port {
         }
     }
 
-    /// Enters it into the poll, once and for both directions.
+    /// Enters it into the poll.
+    ///
+    /// TCP tells of room only to who has met with the want of it, so both directions are watched once and for all. A Unix
+    /// socket tells each time its peer has read something: it is watched for room only while it is blocked, or every
+    /// message would wake us twice.
     pub(crate) fn register(&mut self, registry: &Registry, key: Key) -> io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
         match &mut self.io {
             Io::Stdin(io) => registry.register(io, key.token(), Interest::WRITABLE),
             Io::Stdout(io) => registry.register(io, key.token(), Interest::READABLE),
             Io::Tcp(io) => registry.register(io, key.token(), both),
-            Io::Unix(io) => registry.register(io, key.token(), both),
+            Io::Unix(io) => registry.register(io, key.token(), Interest::READABLE),
         }
+    }
+
+    /// The last write was cut short: there will be an edge when there is room.
+    pub(crate) fn block(&mut self, registry: &Registry, key: Key) -> io::Result<()> {
+        self.is_blocked = true;
+        self.watch_room(registry, key, true)
+    }
+
+    /// There is room. Says whether that was waited for.
+    pub(crate) fn unblock(&mut self, registry: &Registry, key: Key) -> io::Result<bool> {
+        if mem::take(&mut self.is_blocked) {
+            return Ok(true);
+        }
+        self.watch_room(registry, key, false)?;
+        Ok(false)
+    }
+
+    fn watch_room(&mut self, registry: &Registry, key: Key, wants: bool) -> io::Result<()> {
+        let Io::Unix(io) = &mut self.io else { return Ok(()) };
+        if self.watches_room == wants {
+            return Ok(());
+        }
+        self.watches_room = wants;
+        let interest = if wants { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        registry.reregister(io, key.token(), interest)
     }
 }
 

@@ -17,8 +17,12 @@ impl<M: Machine> Loop<M> {
             return self.lose(key, Loss::Reset);
         }
         port.note(event);
-        if event.is_writable() && mem::take(&mut port.is_blocked) {
-            self.announced.extend(sink(key));
+        if event.is_writable() {
+            match port.unblock(self.poll.registry(), key) {
+                Ok(true) => self.announced.extend(sink(key)),
+                Ok(false) => {}
+                Err(error) => log::error!("{key:?}: cannot be waited for: {error}"),
+            }
         }
         if event.is_error() && (port.is_paused || port.is_ended) {
             // Nobody would read and find out.
@@ -114,13 +118,19 @@ impl<M: Machine> Loop<M> {
         if bytes.is_empty() || port.is_blocked || port.broken.is_some() {
             return;
         }
-        match port.write(bytes) {
-            Ok(count) => {
-                port.is_blocked = count < bytes.len();
-                self.machine.handle(self.now, Input::Sent { sink, count });
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => port.is_blocked = true,
-            Err(error) => self.write_failed(key, loss(&error)),
+        let count = match port.write(bytes) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => return self.write_failed(key, loss(&error)),
+        };
+        if count < bytes.len()
+            && let Err(error) = port.block(self.poll.registry(), key)
+        {
+            log::error!("{key:?}: cannot be waited for: {error}");
+            return self.lose(key, Loss::Failed);
+        }
+        if count > 0 {
+            self.machine.handle(self.now, Input::Sent { sink, count });
         }
     }
 

@@ -39,7 +39,7 @@ struct Conn {
     is_finished: bool,
 }
 
-/// The machine. Connections of listener 0 are echoed, those of listener 1 relayed. What arrives on listener 2 is
+/// The machine. Connections of listeners 0 and 3 are echoed, those of listener 1 relayed. What arrives on listener 2 is
 /// written to the log, and answered with `ok` when it is there. One that says `quit` there ends it all, and one that
 /// says `reset` or `close` is.
 #[derive(Debug)]
@@ -167,7 +167,7 @@ impl Echo {
 
     fn accepted(&mut self, conn: ConnId, listener: ListenerId) {
         match listener {
-            ListenerId(0) => self.open(conn, conn),
+            ListenerId(0 | 3) => self.open(conn, conn),
             ListenerId(1) => {
                 let dialed = ConnId::dialed(self.dialed);
                 self.dialed += 1;

@@ -184,6 +184,24 @@ fn a_paused_source_is_read_again_without_an_edge() {
     assert!(read_all(&mut stream) == bytes[..sent]);
 }
 
+/// Unix sockets tell of room in another way than TCP.
+#[test]
+fn a_unix_socket_that_was_full_is_written_to_again() {
+    let rig = Rig::new();
+    let mut stream = UnixStream::connect(&rig.socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    for round in 1..=3 {
+        let bytes = pattern(8 * 1024 * 1024 * round);
+        let (mut writer, sent) = (stream.try_clone().unwrap(), bytes.clone());
+        let writing = thread::spawn(move || writer.write_all(&sent).unwrap());
+        rig.wait_for(&Heard::Paused);
+        let mut echoed = vec![0; bytes.len()];
+        stream.read_exact(&mut echoed).unwrap();
+        assert!(echoed == bytes);
+        writing.join().unwrap();
+    }
+}
+
 #[test]
 fn a_byte_at_a_time_arrives() {
     let rig = Rig::new();
