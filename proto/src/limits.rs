@@ -20,6 +20,10 @@ pub const RUN_LISTS_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that have not said who they are; the oldest gives way, so that strangers cannot lock out an agent.
 pub const HANDSHAKES_MAX: usize = 64;
+/// Links that stand at once: many more than agents have been seen on one host, and few enough for their buffers.
+pub const LINKS_MAX: usize = 256;
+/// The name of a tool, or a method, that a peer asks for; it stands in the log.
+pub const NAME_BYTES_MAX: usize = 256;
 /// What a stream may send before the first grant: enough for almost every call and answer.
 pub const CREDIT_INITIAL: u32 = 16 * 1024;
 /// What a stream that drains may have under way: 1 GB/s at a round trip of 1 ms.
@@ -32,6 +36,8 @@ pub const LINK_UNSENT_HIGH: usize = 256 * 1024;
 pub const LINK_UNSENT_LOW: usize = 64 * 1024;
 /// Unsent plus unacknowledged bytes above which data waits: what a session may cost in memory while a link is dead.
 pub const LINK_RETAINED_MAX: usize = 4 * 1024 * 1024;
+/// Above this a peer that does not acknowledge has had its chance: what is not data cannot wait.
+pub const LINK_RETAINED_LIMIT: usize = 4 * LINK_RETAINED_MAX;
 /// An acknowledgement is due after this many bytes...
 pub const ACK_BYTES: u64 = 64 * 1024;
 /// ...or this long after the first frame not yet acknowledged.

@@ -4,8 +4,8 @@ use super::flow::Flow;
 use crate::buffer::Buffer;
 use crate::ids::StreamId;
 use crate::limits::{
-    ACK_BYTES, ACK_DELAY, CREDIT_INITIAL, KEEPALIVE_ANSWER, KEEPALIVE_IDLE, LINK_RETAINED_MAX,
-    LINK_UNSENT_HIGH, LINK_UNSENT_LOW, SESSION_CREDIT_MAX,
+    ACK_BYTES, ACK_DELAY, CREDIT_INITIAL, KEEPALIVE_ANSWER, KEEPALIVE_IDLE, LINK_RETAINED_LIMIT,
+    LINK_RETAINED_MAX, LINK_UNSENT_HIGH, LINK_UNSENT_LOW, SESSION_CREDIT_MAX,
 };
 use crate::time::Instant;
 use crate::wire::frame::{Channel, Frame, PREFIX_BYTES, StreamFrame};
@@ -59,6 +59,8 @@ pub enum Misbehavior {
     AckTooHigh,
     /// It sent payload without credit.
     NoCredit(StreamId),
+    /// It takes or acknowledges nothing, and goes on asking.
+    NeverAcknowledges,
     /// It sent a message that is none.
     BadMessage(String),
 }
@@ -68,6 +70,7 @@ impl fmt::Display for Misbehavior {
         match self {
             Self::AckTooHigh => f.write_str("acknowledged more than was sent"),
             Self::NoCredit(stream) => write!(f, "sent more than its credit on {stream}"),
+            Self::NeverAcknowledges => f.write_str("acknowledges nothing of what it is sent"),
             Self::BadMessage(error) => write!(f, "sent an invalid message: {error}"),
         }
     }
@@ -112,6 +115,9 @@ impl Session {
     ///
     /// [`Misbehavior`] of the peer.
     pub fn handle<'a>(&mut self, now: Instant, frame: Frame<'a>) -> Result<Event<'a>, Misbehavior> {
+        if self.wire.len() > LINK_RETAINED_LIMIT {
+            return Err(Misbehavior::NeverAcknowledges);
+        }
         match frame {
             Frame::Json(json) => self.handle_message(now, json),
             Frame::Stream(stream, frame) => {

@@ -25,6 +25,16 @@ pub(super) struct Call {
     pub(super) is_attached: bool,
     /// The caller has no input for its run, and said so before there was one.
     pub(super) has_no_input: bool,
+    pub(super) untaken: Untaken,
+}
+
+/// The end of an answer that its client has not taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Untaken {
+    /// Room that it takes from what all answers have in common.
+    pub(super) reserved: u64,
+    /// How much of it there was when it was last looked at.
+    pub(super) bytes: usize,
 }
 
 /// What the records of a call say of it.
@@ -88,6 +98,8 @@ pub(super) struct Description {
     pub(super) argv: Vec<u8>,
     pub(super) env: Vec<u8>,
     pub(super) cwd: Vec<u8>,
+    /// What of the room for bodies it has been given.
+    pub(super) reserved: u64,
 }
 
 /// A body that arrives.

@@ -2,11 +2,12 @@
 //! recorded, and then the answer given or the upstream asked.
 
 use super::answer::{Answer, Data, INTERNAL, UNAVAILABLE, error_object, rule_word};
-use super::call::{ActionType, Call, Collecting, Gate, PassedBody, State, Then};
+use super::call::{ActionType, Call, Collecting, Gate, PassedBody, State, Then, Untaken};
 use super::record::{Subject, Verdict};
 use super::{Server, Timer, rpc};
 use crate::ids::CallId;
-use crate::time::Instant;
+use crate::limits::{BODY_BYTES_PER_SECOND, BODY_TIMEOUT, CREDIT_INITIAL, READER_TIMEOUT};
+use crate::time::{Duration, Instant};
 use crate::wire::frame::{Channel, Fault, Items, ResponseBody, StreamFrame, push_item};
 use carapace_policy::{BodyGate, HttpHead, HttpVerdict, Refusal, RpcGate, RpcJudged, RpcVerdict};
 
@@ -16,6 +17,8 @@ struct Seen<'a> {
     content_type: Option<&'a str>,
     content_encoding: Option<&'a str>,
     content_length: Option<u64>,
+    /// One of them is there twice, or is no text, or no number: it could be read in two ways.
+    is_ambiguous: bool,
 }
 
 impl<'a> Seen<'a> {
@@ -23,13 +26,20 @@ impl<'a> Seen<'a> {
         let mut seen = Self::default();
         for (name, value) in pairs(items) {
             let value = core::str::from_utf8(value).ok();
-            if name.eq_ignore_ascii_case("content-type") {
-                seen.content_type = value;
+            let had = if name.eq_ignore_ascii_case("content-type") {
+                seen.is_ambiguous |= value.is_none();
+                core::mem::replace(&mut seen.content_type, value).is_some()
             } else if name.eq_ignore_ascii_case("content-encoding") {
-                seen.content_encoding = value;
+                seen.is_ambiguous |= value.is_none();
+                core::mem::replace(&mut seen.content_encoding, value).is_some()
             } else if name.eq_ignore_ascii_case("content-length") {
-                seen.content_length = value.and_then(|value| value.parse().ok());
-            }
+                let length = value.and_then(|value| value.parse().ok());
+                seen.is_ambiguous |= length.is_none();
+                core::mem::replace(&mut seen.content_length, length).is_some()
+            } else {
+                false
+            };
+            seen.is_ambiguous |= had;
         }
         seen
     }
@@ -56,6 +66,11 @@ impl Server {
         }
         let Some(call) = self.calls.get(&id) else { return };
         let seen = Seen::of(fields);
+        if seen.is_ambiguous {
+            let said = "the request's type, coding or length can be read in two ways";
+            let answer = self.rpc_error(id, 400, -32600, said, DenialWord::Request);
+            return self.send_answer(now, id, &answer);
+        }
         let head = HttpHead {
             method,
             target,
@@ -130,20 +145,38 @@ impl Server {
         if length > max_bytes as u64 {
             return self.refuse_body(now, id, max_bytes);
         }
-        if length > self.body_room {
+        if length > self.body_room && length > u64::from(CREDIT_INITIAL) {
             return self.send_answer(now, id, &self.not_started(id, "too many large requests at once"));
         }
-        self.body_room -= length;
+        let reserved = length.min(self.body_room);
+        self.body_room -= reserved;
         let Some(call) = self.calls.get_mut(&id) else { return };
         call.state = State::Collecting(Collecting {
             gate,
             max_bytes,
             body: Vec::new(),
-            reserved: length,
+            reserved,
             fields: fields.0.to_vec(),
         });
-        if !body {
+        if body {
+            call.alarm.set(&mut self.timers, Timer::Call(id), now + BODY_TIMEOUT);
+        } else {
             self.judge_body(now, id);
+        }
+    }
+
+    /// A body, or the description of a run, did not arrive in time.
+    pub(super) fn give_up_request(&mut self, now: Instant, id: CallId) {
+        let Some(call) = self.calls.get(&id) else { return };
+        match call.about.action {
+            ActionType::Cli => {
+                self.fail_run(now, id, Fault::NotStarted, "not started: the run was not described")
+            }
+            ActionType::Http => {
+                let said = "the request's body did not arrive in time";
+                let answer = self.rpc_error(id, 408, -32600, said, DenialWord::Request);
+                self.send_answer(now, id, &answer);
+            }
         }
     }
 
@@ -166,12 +199,15 @@ impl Server {
                     return self.refuse_body(now, id, max_bytes);
                 }
                 let more = total.saturating_sub(collecting.reserved);
-                if more > self.body_room {
+                if more > self.body_room && total > u64::from(CREDIT_INITIAL) {
                     let answer = self.not_started(id, "too many large requests at once");
                     return self.send_answer(now, id, &answer);
                 }
+                let more = more.min(self.body_room);
                 self.body_room -= more;
                 collecting.reserved += more;
+                let patience = BODY_TIMEOUT + Duration::from_secs(total / BODY_BYTES_PER_SECOND);
+                call.alarm.set(&mut self.timers, Timer::Call(id), call.begun + patience);
                 collecting.body.extend_from_slice(bytes);
                 if end {
                     self.judge_body(now, id);
@@ -188,7 +224,7 @@ impl Server {
                 Then::Answer(_) | Then::Fail(..) | Then::Rpc { .. } => {}
             },
             State::Fetching(_) => self.upload(now, id, bytes, end),
-            State::Running(_) => self.feed(id, bytes, end),
+            State::Running(_) => self.feed(now, id, bytes, end),
             // Nobody has granted any input yet: only its end can come.
             State::Describing(_) | State::Queued(_) => call.has_no_input |= end,
             State::Finishing => {}
@@ -201,6 +237,7 @@ impl Server {
             return;
         };
         self.body_room += collecting.reserved;
+        call.alarm.clear();
         let Collecting { gate, body, fields, .. } = collecting;
         match gate {
             Gate::Body(gate) => self.judge_plain_body(now, id, gate, body, fields),
@@ -416,13 +453,32 @@ impl Server {
     // ---- the end ----
 
     /// Everything has been said. The call ends once the client has room for it.
-    pub(super) fn finish(&mut self, _now: Instant, id: CallId) {
-        let is_clogged = self.stream(id).is_some_and(|(session, stream)| session.is_clogged(stream));
-        if is_clogged {
-            self.set_state(id, State::Finishing);
-        } else {
-            self.drop_call(id);
+    pub(super) fn finish(&mut self, now: Instant, id: CallId) {
+        let waiting = self.stream(id).map_or(0, |(session, stream)| {
+            if session.is_clogged(stream) { session.queued_bytes(stream).max(1) } else { 0 }
+        });
+        if waiting == 0 {
+            return self.drop_call(id);
         }
+        let reserved = self.calls.get(&id).map_or(0, |call| call.reserved().1);
+        self.set_state(id, State::Finishing);
+        if let Some(call) = self.calls.get_mut(&id) {
+            self.answer_room -= reserved;
+            call.untaken = Untaken { reserved, bytes: waiting };
+            call.alarm.set(&mut self.timers, Timer::Call(id), now + READER_TIMEOUT);
+        }
+    }
+
+    /// Looks whether a client has taken more of the end of its answer; if not, it never will.
+    pub(super) fn look_at_reader(&mut self, now: Instant, id: CallId) {
+        let waiting = self.stream(id).map_or(0, |(session, stream)| session.queued_bytes(stream));
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        if waiting < call.untaken.bytes {
+            call.untaken.bytes = waiting;
+            return call.alarm.set(&mut self.timers, Timer::Call(id), now + READER_TIMEOUT);
+        }
+        self.reset_stream(id, Fault::Cancelled, "the client does not read");
+        self.drop_call(id);
     }
 
     /// The call is over, and whatever it held is free.
@@ -440,6 +496,7 @@ impl Server {
             let (bodies, answers) = call.reserved();
             self.body_room += bodies;
             self.answer_room += answers;
+            call.untaken.reserved = 0;
             call.state = state;
         }
     }
@@ -506,11 +563,9 @@ impl Call {
         match &self.state {
             State::Collecting(collecting) => (collecting.reserved, 0),
             State::Fetching(fetching) => (0, fetching.reserved),
-            State::Describing(_)
-            | State::Recording(_)
-            | State::Queued(_)
-            | State::Running(_)
-            | State::Finishing => (0, 0),
+            State::Describing(description) => (description.reserved, 0),
+            State::Finishing => (0, self.untaken.reserved),
+            State::Recording(_) | State::Queued(_) | State::Running(_) => (0, 0),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::outbox::Outbox;
 use crate::time::{Duration, Instant};
 use crate::timers::Alarm;
 use crate::wire::frame::{Channel, Fault, Items, ListName, StreamFrame};
-use carapace_policy::{Exec, ExecRequest};
+use carapace_policy::{Exec, ExecRequest, Sieve};
 use log::{debug, info};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub(super) struct Job {
     exited: Option<ExitStatus>,
     ending: Option<Ending>,
     output_left: u64,
+    /// What must see the input before the tool does.
+    sieve: Option<Sieve>,
     timeout: Duration,
     /// When it must be over; set once it runs.
     deadline: Option<Instant>,
@@ -66,6 +68,8 @@ enum Ending {
     Abandoned,
     /// It took too long.
     TimedOut,
+    /// Its input holds what a content filter forbids.
+    Blocked,
     /// It printed too much.
     TooMuchOutput,
 }
@@ -83,6 +87,7 @@ impl Job {
             exited: None,
             ending: None,
             output_left: exec.max_output_bytes(),
+            sieve: exec.stdin_sieve(),
             timeout: exec.timeout(),
             deadline: None,
             kill_grace: exec.kill_grace(),
@@ -161,6 +166,12 @@ impl Server {
         if held + bytes.len() > RUN_LISTS_BYTES_MAX {
             return self.fail_run(now, id, Fault::Failed, "the arguments and the environment are too long");
         }
+        let more = bytes.len() as u64;
+        if more > self.body_room {
+            return self.fail_run(now, id, Fault::NotStarted, "not started: too many large requests at once");
+        }
+        self.body_room -= more;
+        description.reserved += more;
         let list = match list {
             ListName::Argv => &mut description.argv,
             ListName::Env => &mut description.env,
@@ -180,7 +191,9 @@ impl Server {
         let State::Describing(description) = core::mem::replace(&mut call.state, State::Finishing) else {
             return;
         };
-        let Description { terminal, argv, env, cwd } = &*description;
+        self.body_room += description.reserved;
+        call.alarm.clear();
+        let Description { terminal, argv, env, cwd, .. } = &*description;
         let argv: Vec<&[u8]> = Items(argv).collect();
         let env: Vec<(&[u8], &[u8])> = Items(env).filter_map(split_variable).collect();
         let request = ExecRequest {
@@ -295,7 +308,7 @@ impl Server {
         if is_abandoned {
             self.terminate(now, id);
         } else if wants_input && has_no_input {
-            self.feed(call, &[], true);
+            self.feed(now, call, &[], true);
         } else if wants_input && let Some((session, stream)) = self.stream(call) {
             session.grant_initial(stream);
             self.consumed(call, 0);
@@ -325,9 +338,15 @@ impl Server {
     }
 
     /// Bytes of the caller's standard input.
-    pub(super) fn feed(&mut self, id: CallId, bytes: &[u8], end: bool) {
+    pub(super) fn feed(&mut self, now: Instant, id: CallId, bytes: &[u8], end: bool) {
         let sink = job(id);
         let Some(running) = self.job(sink) else { return };
+        if let Some(sieve) = &mut running.sieve
+            && let Err(found) = sieve.push(bytes)
+        {
+            info!("{id}: the input is blocked by {}", found.rule);
+            return self.end_early(now, sink, Ending::Blocked);
+        }
         match &mut running.stdin {
             Stdin::Open { out, ends } => {
                 out.push(bytes);
@@ -489,6 +508,7 @@ impl Server {
         let outcome = match (ending, status) {
             (Some(Ending::Abandoned), _) => Outcome::Failed("ended: the client left"),
             (Some(Ending::TimedOut), _) => Outcome::Failed("ended: it took too long"),
+            (Some(Ending::Blocked), _) => Outcome::Failed("ended: a content filter blocked its input"),
             (Some(Ending::TooMuchOutput), _) => Outcome::Failed("ended: it printed too much"),
             (None, Some(ExitStatus::Exited(code))) => Outcome::Exit(code),
             (None, Some(ExitStatus::Signaled { signal, .. })) => Outcome::Signal(signal),
@@ -500,6 +520,11 @@ impl Server {
             (Some(Ending::Abandoned), _) => self.finish(now, call),
             (Some(Ending::TimedOut), _) => {
                 self.fail_run(now, call, Fault::TimedOut, "the tool took too long and was ended");
+            }
+            (Some(Ending::Blocked), _) => {
+                let said =
+                    "the input holds what may not be sent; the tool was ended, and may have begun to act";
+                self.fail_run(now, call, Fault::Denied, said);
             }
             (Some(Ending::TooMuchOutput), _) => {
                 self.fail_run(now, call, Fault::TooMuchOutput, "the tool printed too much and was ended");

@@ -29,9 +29,19 @@ pub(super) struct Journal {
 #[derive(Debug)]
 struct Entry {
     record: RecordId,
-    /// The call whose decision it is; none for an outcome.
-    waits: Option<CallId>,
+    of: Of,
     bytes: usize,
+}
+
+/// What a record tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// A decision on a part of a call, which another record of the same call lets go on.
+    Part,
+    /// The last decision on a call: it goes on once this is recorded.
+    Decision(CallId),
+    /// What has happened.
+    Outcome,
 }
 
 impl Journal {
@@ -47,12 +57,12 @@ impl Journal {
         }
     }
 
-    /// Adds a line that `write` appends, newline included. `waits`: the call that may go on once it is recorded.
-    pub(super) fn add(&mut self, waits: Option<CallId>, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Adds a line that `write` appends, newline included.
+    pub(super) fn add(&mut self, of: Of, write: impl FnOnce(&mut Vec<u8>)) {
         let before = self.lines.len();
         write(&mut self.lines);
         self.last = RecordId(self.last.0 + 1);
-        self.entries.push_back(Entry { record: self.last, waits, bytes: self.lines.len() - before });
+        self.entries.push_back(Entry { record: self.last, of, bytes: self.lines.len() - before });
     }
 
     /// Whether so many outcomes wait that nothing new may be decided.
@@ -70,7 +80,7 @@ impl Journal {
 
     /// The next record through which the driver is to append, if it is time to ask.
     pub(super) fn poll(&mut self) -> Option<RecordId> {
-        let has_decision = || self.entries.iter().skip(self.written).any(|entry| entry.waits.is_some());
+        let has_decision = || self.entries.iter().skip(self.written).any(|entry| entry.of != Of::Outcome);
         if self.offered.is_some() || self.lines.is_empty() {
             return None;
         }
@@ -108,7 +118,7 @@ impl Journal {
         while self.entries.front().is_some_and(|entry| entry.record <= through) {
             let Some(entry) = self.entries.pop_front() else { return };
             self.written = self.written.saturating_sub(1);
-            if let Some(call) = entry.waits {
+            if let Of::Decision(call) = entry.of {
                 go_on(call);
             }
         }
@@ -141,12 +151,15 @@ impl Journal {
                 rest = tail;
                 line
             };
-            match entry.waits {
-                Some(call) if entry.record <= through => refuse(call),
-                Some(_) | None if line.is_empty() => {}
-                Some(_) | None => {
-                    self.lines.extend_from_slice(line);
-                    self.entries.push_back(entry);
+            match entry.of {
+                Of::Decision(call) if entry.record <= through => refuse(call),
+                // Nothing of a call that is refused may read as if it had been allowed.
+                Of::Part if entry.record <= through => {}
+                Of::Decision(_) | Of::Part | Of::Outcome => {
+                    if !line.is_empty() {
+                        self.lines.extend_from_slice(line);
+                        self.entries.push_back(entry);
+                    }
                 }
             }
         }
@@ -170,12 +183,12 @@ mod tests {
     #[test]
     fn decisions_go_on_only_when_recorded_and_in_order() {
         let (mut journal, mut timers) = (Journal::new(), Timers::new());
-        journal.add(Some(CallId(1)), line("a\n"));
-        journal.add(None, line("b\n"));
-        journal.add(Some(CallId(2)), line("c\n"));
+        journal.add(Of::Decision(CallId(1)), line("a\n"));
+        journal.add(Of::Outcome, line("b\n"));
+        journal.add(Of::Decision(CallId(2)), line("c\n"));
         let through = journal.poll().unwrap();
         assert_eq!(journal.poll(), None);
-        journal.add(Some(CallId(3)), line("d\n"));
+        journal.add(Of::Decision(CallId(3)), line("d\n"));
         assert_eq!(journal.unsent(), b"a\nb\nc\n");
         journal.sent(6);
         let mut gone_on = Vec::new();
@@ -188,14 +201,15 @@ mod tests {
     #[test]
     fn a_failed_append_refuses_decisions_and_keeps_outcomes() {
         let (mut journal, mut timers) = (Journal::new(), Timers::new());
-        journal.add(None, line("outcome\n"));
-        journal.add(Some(CallId(1)), line("decision\n"));
+        journal.add(Of::Outcome, line("outcome\n"));
+        journal.add(Of::Part, line("element\n"));
+        journal.add(Of::Decision(CallId(1)), line("decision\n"));
         let through = journal.poll().unwrap();
         let mut refused = Vec::new();
         journal.failed(Instant::ORIGIN, &mut timers, through, |call| refused.push(call.0));
         assert_eq!(refused, [1]);
         assert_eq!(journal.poll(), None, "waits for its time");
-        journal.add(Some(CallId(2)), line("next\n"));
+        journal.add(Of::Decision(CallId(2)), line("next\n"));
         assert!(journal.poll().is_some(), "a decision does not wait");
         assert_eq!(journal.unsent(), b"outcome\nnext\n");
         journal.sent(13);

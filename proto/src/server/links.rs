@@ -1,10 +1,11 @@
 //! Links: who is at the other end, and the frames that come and go.
 
-use super::call::{About, ActionType, Call, Description, State};
+use super::call::{About, ActionType, Call, Description, State, Untaken};
 use super::{Server, Timer};
 use crate::ids::{CallId, ConnId, StreamId};
 use crate::limits::{
-    FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, STREAMS_MAX,
+    FRAME_BYTES_MAX, HANDSHAKE_FRAME_BYTES_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, LINKS_MAX, NAME_BYTES_MAX,
+    RUN_TIMEOUT, STREAMS_MAX, TARGET_BYTES_MAX,
 };
 use crate::link::{Event, Session};
 use crate::machine::{Output, PeerAddr, Sink};
@@ -108,7 +109,7 @@ impl Server {
 
     fn peer(&self, addr: &PeerAddr) -> Peer {
         let (uid, gid, is_local) = match *addr {
-            PeerAddr::Tcp { addr, uid } => (uid, None, addr.ip().is_loopback()),
+            PeerAddr::Tcp { addr, uid } => (uid, None, addr.ip().to_canonical().is_loopback()),
             PeerAddr::Unix { uid, gid, .. } => (Some(uid), Some(gid), true),
         };
         Peer {
@@ -124,11 +125,13 @@ impl Server {
 
     /// The oldest of too many that have not said who they are gives way: never the newest, which may be the agent.
     fn make_room_for_strangers(&mut self) {
-        let mut strangers = self.links.iter().filter(|(_, link)| !link.is_up()).map(|(conn, _)| *conn);
-        let oldest = strangers.next();
-        if strangers.count() >= HANDSHAKES_MAX
-            && let Some(oldest) = oldest
+        let strangers = || self.links.iter().filter(|(_, link)| !link.is_up());
+        let is_refused = |link: &Link| matches!(link.stage, Stage::Refused);
+        let oldest = strangers().find(|(_, link)| is_refused(link)).or_else(|| strangers().next());
+        if strangers().count() > HANDSHAKES_MAX
+            && let Some((oldest, _)) = oldest
         {
+            let oldest = *oldest;
             debug!("{oldest} gives way to newer ones before it said who it is");
             self.close_link(oldest);
         }
@@ -187,6 +190,9 @@ impl Server {
         }
         if version != VERSION {
             return self.refuse_link(conn, &format!("this server speaks version {VERSION} of the protocol"));
+        }
+        if self.links.values().filter(|link| link.is_up()).count() >= LINKS_MAX {
+            return self.refuse_link(conn, "this server has as many links as it takes");
         }
         let session = format!("{:032x}", self.random.bits());
         let Some(link) = self.links.get_mut(&conn) else { return };
@@ -275,6 +281,9 @@ impl Server {
         let [Some(Ok(tool)), Some(Ok(method)), Some(Ok(target))] = texts else {
             return self.part(now, conn, "sent a request without tool, method or target");
         };
+        if tool.len() > NAME_BYTES_MAX || method.len() > NAME_BYTES_MAX || target.len() > TARGET_BYTES_MAX {
+            return self.part(now, conn, "sent a request with a tool, a method or a target that is too long");
+        }
         let path = target.split('?').next().unwrap_or_default();
         let about = About {
             tool: tool.into(),
@@ -293,6 +302,9 @@ impl Server {
     }
 
     fn open_run(&mut self, now: Instant, conn: ConnId, stream: StreamId, terminal: bool, tool: &[u8]) {
+        if tool.len() > NAME_BYTES_MAX {
+            return self.part(now, conn, "asked for a tool with a name that is too long");
+        }
         let tool = String::from_utf8_lossy(tool);
         let about = About {
             tool: (*tool).into(),
@@ -309,6 +321,7 @@ impl Server {
             && let Some(call) = self.calls.get_mut(&id)
         {
             call.state = State::Describing(Box::new(Description { terminal, ..Description::default() }));
+            call.alarm.set(&mut self.timers, Timer::Call(id), now + RUN_TIMEOUT);
         }
     }
 
@@ -347,6 +360,7 @@ impl Server {
             state: State::Finishing,
             alarm: Alarm::default(),
             is_attached: true,
+            untaken: Untaken::default(),
             has_no_input: false,
         };
         self.calls.insert(id, call);

@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::call::Call;
+use super::journal::Of;
 use crate::ids::CallId;
 use crate::time::Instant;
 use carapace_policy::{Denial, Notes, Rule, json};
@@ -146,7 +147,8 @@ impl Server {
         if !matches!(verdict, Verdict::Allowed(_)) {
             self.counters.denied += 1;
         }
-        self.journal.add(waits.then_some(id), |out| {
+        let of = if waits { Of::Decision(id) } else { Of::Part };
+        self.journal.add(of, |out| {
             let mut line = begin(out, wall, "decision", prefix, id, call);
             line.text("policy_result", verdict.result());
             if let Some(rule) = verdict.rule() {
@@ -179,7 +181,7 @@ impl Server {
             return;
         }
         let call = &*call;
-        self.journal.add(None, |out| {
+        self.journal.add(Of::Outcome, |out| {
             let mut line = begin(out, wall, "outcome", prefix, id, call);
             match outcome {
                 Outcome::Status(status) => line.number("status", u64::from(status)),

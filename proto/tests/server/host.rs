@@ -119,7 +119,12 @@ pub(crate) enum Disk {
 impl Host {
     /// A server with one agent whose session stands.
     pub(crate) fn new() -> Self {
-        let mut host = Self::unlinked();
+        Self::under(POLICY)
+    }
+
+    /// The same under another policy.
+    pub(crate) fn under(policy: &str) -> Self {
+        let mut host = Self::unlinked_under(policy);
         host.connect(LINK, Some(1000));
         let nonce = host.nonce(LINK);
         host.hello(LINK, &nonce, VERSION, Role::Agent);
@@ -132,9 +137,13 @@ impl Host {
     }
 
     pub(crate) fn unlinked() -> Self {
+        Self::unlinked_under(POLICY)
+    }
+
+    fn unlinked_under(policy: &str) -> Self {
         let now = Instant::from_micros(1);
         let config = ServerConfig {
-            policy: Arc::new(Policy::parse("policy.yaml", POLICY).unwrap()),
+            policy: Arc::new(Policy::parse("policy.yaml", policy).unwrap()),
             own_uid: 1000,
             insecure: false,
             seed: [7; 32],

@@ -518,3 +518,60 @@ fn filtered_events_cannot_hide_in_an_encoding_or_under_a_status() {
         assert_eq!(host.replies[&stream].status, Some(502));
     }
 }
+
+#[test]
+fn a_body_that_does_not_arrive_is_given_up_and_its_room_with_it() {
+    let mut host = Host::new();
+    let items =
+        b"signal-cli\0POST\0/api/v1/rpc\0Content-Type\0application/json\0Content-Length\x0016000000\0";
+    let items = carapace_proto::wire::frame::Items(items);
+    for n in 1..=4 {
+        host.session.open(StreamId(n));
+        host.send(StreamId(n), &StreamFrame::Request { body: true, items });
+    }
+    host.session.open(StreamId(5));
+    host.send(StreamId(5), &StreamFrame::Request { body: true, items });
+    assert_eq!(host.replies[&StreamId(5)].status, Some(503));
+    host.pass(Duration::from_millis(20_100));
+    assert_eq!(host.replies[&StreamId(1)].status, Some(408));
+    assert_eq!(host.server.running(), 0);
+}
+
+#[test]
+fn an_answer_that_nobody_takes_is_given_up() {
+    let mut host = Host::new();
+    host.drains = false;
+    let stream = host.rpc(SEND);
+    let upstream = host.accept_upstream();
+    host.upstream_says(upstream, &answer(&"x".repeat(100_000)));
+    assert_eq!(host.replies[&stream].body.len(), 16_384);
+    host.pass(Duration::from_secs(31));
+    assert_eq!(host.server.running(), 0);
+    assert!(host.replies[&stream].end.as_ref().unwrap().contains("Cancelled"));
+}
+
+#[test]
+fn fields_that_could_be_read_in_two_ways_are_refused() {
+    for fields in [
+        "Content-Length\x005\0Content-Length\x006\0",
+        "Content-Length\x00five\0",
+        "Content-Type\0application/json\0content-type\0text/plain\0",
+    ] {
+        let mut host = Host::new();
+        host.session.open(StreamId(1));
+        let items = format!("signal-cli\0POST\0/api/v1/rpc\0{fields}");
+        let items = carapace_proto::wire::frame::Items(items.as_bytes());
+        host.send(StreamId(1), &StreamFrame::Request { body: true, items });
+        assert_eq!(host.replies[&StreamId(1)].status, Some(400), "{fields:?}");
+    }
+}
+
+#[test]
+fn a_batch_that_cannot_be_recorded_leaves_no_record_of_a_part() {
+    let mut host = Host::new();
+    host.disk = Disk::Full;
+    host.rpc(&format!("[{VERSION},{SEND},{DENIED}]"));
+    host.disk = Disk::Good;
+    host.pass(Duration::from_secs(2));
+    assert_eq!(host.log, "");
+}

@@ -1,6 +1,6 @@
 //! Tool runs: judged, started, fed, listened to, ended.
 
-use super::host::{Disk, Host};
+use super::host::{Disk, Host, POLICY};
 use carapace_proto::machine::{ExitStatus, Input, Source, StartError};
 use carapace_proto::time::Duration;
 use carapace_proto::wire::frame::{Channel, Fault, StreamFrame};
@@ -322,4 +322,40 @@ fn lists_beyond_two_mebibytes_are_refused() {
     }
     host.exchange();
     assert!(host.replies[&stream].end.as_ref().unwrap().contains("Failed { fault: Failed"));
+}
+
+#[test]
+fn input_that_a_content_filter_forbids_ends_the_job() {
+    let filter = "content_filters: [{ pattern: top-secret, action: block }]\n";
+    let mut host = Host::under(&format!("{POLICY}{filter}"));
+    let stream = host.run("echo", "hello\0", "");
+    let (job, _) = host.started();
+    host.session.send_data(stream, Channel::Main, b"top-se", false, false);
+    host.exchange();
+    host.session.send_data(stream, Channel::Main, b"cret plans", true, false);
+    host.exchange();
+    assert_eq!(host.stdin[&job], b"top-se", "also when it is cut in two");
+    assert_eq!(host.signals, [(job, 15)]);
+    host.handle(Input::Exited { job, status: ExitStatus::Signaled { signal: 15, core: false } });
+    host.exchange();
+    assert!(host.replies[&stream].end.as_ref().unwrap().contains("Failed { fault: Denied"));
+    assert!(host.records()[1]["error"].as_str().unwrap().contains("content filter"));
+}
+
+#[test]
+fn a_run_that_is_never_described_takes_no_room_for_long() {
+    let mut host = Host::new();
+    let stream = carapace_proto::ids::StreamId(1);
+    host.session.open_run(stream);
+    host.session.send(stream, &StreamFrame::Run { terminal: false, tool: b"echo" });
+    let list = StreamFrame::List {
+        list: carapace_proto::wire::frame::ListName::Argv,
+        go: false,
+        bytes: &[b'x'; 60_000],
+    };
+    host.session.send(stream, &list);
+    host.exchange();
+    host.pass(Duration::from_millis(10_100));
+    assert!(host.replies[&stream].end.as_ref().unwrap().contains("NotStarted"));
+    assert_eq!(host.server.running(), 0);
 }

@@ -324,11 +324,9 @@ impl Server {
                 self.send_data(id, Channel::Main, b":\n", false);
             }
             State::Queued(_) => self.give_up_queue(now, id),
-            State::Describing(_)
-            | State::Collecting(_)
-            | State::Recording(_)
-            | State::Running(_)
-            | State::Finishing => {}
+            State::Describing(_) | State::Collecting(_) => self.give_up_request(now, id),
+            State::Finishing => self.look_at_reader(now, id),
+            State::Recording(_) | State::Running(_) => {}
         }
     }
 
