@@ -11,8 +11,8 @@ use crate::limits::{
 use crate::time::Instant;
 use crate::wire::frame::{Channel, Items, StreamFrame, push_item};
 use crate::wire::http1::{
-    BodyDecoder, CONTINUE, HeadLimits, RequestFraming, RequestHead, Version, host_is_allowed, is_hop_by_hop,
-    parse_request_from, parse_target,
+    BodyDecoder, CONTINUE, Fields, HeadLimits, RequestFraming, RequestHead, Version, host_is_allowed,
+    is_hop_by_hop, parse_request_from, parse_target,
 };
 
 const LIMITS: HeadLimits = HeadLimits {
@@ -85,9 +85,12 @@ impl HttpConn {
         }
         push_item(&mut items, head.method.as_bytes());
         push_item(&mut items, target.as_bytes());
-        for field in head.fields.iter().filter(|field| passes(field.name, head)) {
-            push_item(&mut items, field.name.as_bytes());
-            push_item(&mut items, field.value);
+        let connection_names_fields = connection_names_fields(&head.fields);
+        for field in &head.fields {
+            if passes(field.name, &head.fields, connection_names_fields) {
+                push_item(&mut items, field.name.as_bytes());
+                push_item(&mut items, field.value);
+            }
         }
         let leg = hub.open(self.id, StreamKind::Exchange).map_or(Leg::Doomed, |(stream, session)| {
             let position = session.next_position();
@@ -233,13 +236,28 @@ fn origin_is_allowed(origin: &str, allowed: &[String]) -> bool {
 }
 
 /// Whether a field goes to the server: not what belongs to this connection, nor what the caller shows to this port.
-fn passes(name: &str, head: &RequestHead<'_>) -> bool {
+fn passes(name: &str, fields: &Fields<'_>, connection_names_fields: bool) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
-    let is_ours = match name.len() {
+    let stays = match name.len() {
+        2 => is("te"),
         4 => is("host"),
         6 => is("cookie") || is("expect") || is("origin"),
+        7 => is("upgrade") || is("trailer"),
+        10 => is("connection") || is("keep-alive"),
         13 => is("authorization"),
+        16 => is("proxy-connection"),
+        17 => is("transfer-encoding"),
+        18 => is("proxy-authenticate"),
+        19 => is("proxy-authorization"),
         _ => false,
     };
-    !is_ours && !is_hop_by_hop(name, &head.fields)
+    let stays = stays || connection_names_fields && is_hop_by_hop(name, fields);
+    !stays
+}
+
+/// Whether a Connection field says anything but the usual, which names no field.
+fn connection_names_fields(fields: &Fields<'_>) -> bool {
+    let is_usual =
+        |value: &[u8]| value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close");
+    fields.iter().any(|field| field.is("connection") && !is_usual(field.value))
 }

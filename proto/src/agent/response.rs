@@ -5,7 +5,7 @@ use super::exchange::{BodyEnd, Exchange, Leg, Overrun, Request, Response};
 use super::http::{Ending, HttpConn, State};
 use super::hub::Hub;
 use crate::ids::StreamId;
-use crate::limits::{EVENT_BYTES_MAX, LINGER_BYTES_MAX};
+use crate::limits::{CLIENT_UNSENT_HIGH, EVENT_BYTES_MAX, LINGER_BYTES_MAX};
 use crate::machine::Closing;
 use crate::time::Instant;
 use crate::wire::frame::{Channel, Fault, Items, ResponseBody, StreamFrame};
@@ -143,7 +143,10 @@ impl HttpConn {
             keep_alive: exchange.keep_alive,
         };
         self.outbox
-            .push_with(|out| write_response_head(out, &meta, fields(items)))
+            .push_with(|out| {
+                out.reserve(room_for(items, end));
+                write_response_head(out, &meta, fields(items))
+            })
             .map_err(|_| Fumble::Unfit)?;
         let events = (body == ResponseBody::Events).then(Vec::new);
         exchange.response = Response::Body { end, events };
@@ -293,6 +296,18 @@ impl Exchange {
             _ => (Framing::Chunked, BodyEnd::Chunk),
         }
     }
+}
+
+/// What a response takes in the outbox, if it is small: one allocation for all of it.
+fn room_for(items: Items<'_>, end: BodyEnd) -> usize {
+    /// Status line, date and framing.
+    const OWN: usize = 160;
+    let body = match end {
+        BodyEnd::Length(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX).min(CLIENT_UNSENT_HIGH),
+        BodyEnd::Chunk | BodyEnd::Close | BodyEnd::NoBody => 0,
+    };
+    // Each field takes two bytes more than its two items.
+    OWN + items.0.len() * 2 + body
 }
 
 fn note(items: Items<'_>) -> Noted {
