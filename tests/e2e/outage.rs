@@ -1,12 +1,15 @@
 //! Daemons that die, and come back.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use carapace_debug::rig::Daemon;
 use carapace_debug::upstream::Fault;
 use nix::sys::signal::Signal;
 
-use crate::kit::{LONG, Setup, policy_with_tools, timed, wait_until};
+use crate::kit::{Connection, LONG, Setup, debug, policy_with_tools, timed, wait_until};
 
 const VERSION: &str = r#"{"jsonrpc":"2.0","id":"v","method":"version"}"#;
 
@@ -110,7 +113,7 @@ fn callers_are_answered_whatever_happens_to_the_server() {
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                         number += 1;
                         let id = format!("{caller}-{number}");
-                        let mut connection = crate::kit::Connection::open(addr);
+                        let mut connection = Connection::open(addr);
                         connection.call(format!(r#"{{"jsonrpc":"2.0","id":"{id}","method":"version"}}"#));
                         let answer = connection.answer();
                         assert_eq!(answer.json()["id"], id.as_str(), "{answer:?}");
@@ -210,4 +213,62 @@ fn a_second_signal_ends_a_daemon_at_once() {
     let (ended, took) = timed(|| site.server().wait(LONG).unwrap());
     assert!(ended.is_some() && took < Duration::from_secs(1), "{ended:?} {took:?}");
     assert_eq!((connection.answer().status), 504);
+}
+
+/// docs/deploy.md: "SIGTERM and SIGINT drain: what runs is finished": what nobody has asked for in full does not run
+#[test]
+fn half_requests_do_not_keep_an_agent_from_ending() {
+    let mut site = setup().start();
+    let mut kept = site.connect();
+    kept.call(VERSION);
+    assert_eq!(kept.answer().status, 200);
+    let mut fresh = site.connect();
+    let mut half = site.connect();
+    half.send("GET /health HT");
+    let mut shim = UnixStream::connect(site.path("agent.sock")).unwrap();
+    shim.write_all(b"\0\0\0").unwrap();
+    // Whatever came before it has been read when this is answered.
+    assert_eq!(site.call(VERSION).status, 200);
+    site.agent().signal(Signal::SIGTERM).unwrap();
+    assert!(kept.is_ended() && fresh.is_ended());
+    assert_eq!(half.answer().status, 503);
+    drop(half);
+    let (code, took) = timed(|| site.agent().wait(LONG).unwrap().unwrap().code());
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+/// The same for a server: its agents' links are no work.
+#[test]
+fn a_linked_server_with_nothing_to_do_ends_at_once() {
+    let mut site = setup().start();
+    site.server().signal(Signal::SIGTERM).unwrap();
+    let (code, took) = timed(|| site.server().wait(LONG).unwrap().unwrap().code());
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+/// Two agents of one server; one goes, the other stays.
+#[test]
+fn agents_are_apart() {
+    let mut site = setup().start();
+    let launch = site.agent_launch().env("CARAPACE_HTTP_PORT", "0").env("CARAPACE_SERVER_HOST", "localhost");
+    let launch = launch.env("CARAPACE_CLI_SOCKET", site.path("other.sock"));
+    let other = Daemon::start(&launch, 1).unwrap();
+    let call_other = || {
+        let mut connection = Connection::open(other.addr());
+        connection.call(VERSION);
+        connection.answer().status
+    };
+    wait_until("the other's link", LONG, || call_other() == 200);
+    let health = debug(&["health", "--port", &site.server_port()]);
+    assert!(health.out().starts_with("Server is healthy, 3 connections\n"), "{}", health.out());
+    site.upstream.set_fault(Some(Fault::Stall));
+    let mut stalled = site.connect();
+    stalled.call(VERSION);
+    assert!(site.upstream.wait_for_requests(2, LONG));
+    site.upstream.set_fault(None);
+    assert_eq!(call_other(), 200);
+    site.kill_agent();
+    assert_eq!(call_other(), 200);
 }

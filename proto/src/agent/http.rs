@@ -68,6 +68,9 @@ pub(super) enum Ending {
     Linger,
 }
 
+/// Why nothing is taken on any more.
+pub(super) const STOPPING: &str = "the agent is stopping";
+
 impl HttpConn {
     pub(super) fn new(now: Instant, id: ConnId, listener: ListenerId) -> Self {
         Self {
@@ -171,12 +174,10 @@ impl HttpConn {
                 self.cancel(hub);
                 self.fail(now, hub, &failure);
             }
+            // Half a head is nothing that runs: whoever sends it slowly must not keep this agent from ending.
+            State::Head => self.turn_away(now, hub, STOPPING),
             State::Waiting => self.handle_outlook(now, hub),
-            State::Closed
-            | State::Ending { .. }
-            | State::Exchange(_)
-            | State::Head
-            | State::Lingering { .. } => {}
+            State::Closed | State::Ending { .. } | State::Exchange(_) | State::Lingering { .. } => {}
         }
         self.settle(now, hub);
     }

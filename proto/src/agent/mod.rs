@@ -357,7 +357,7 @@ impl Agent {
 
     fn accept_http(&mut self, now: Instant, id: ConnId, listener: ListenerId) {
         let refusal = if self.hub.is_draining {
-            Some("the agent is stopping")
+            Some(http::STOPPING)
         } else if self.http_conns < self.http_conns_max || self.evict_longest_idle() {
             None
         } else {
@@ -403,7 +403,7 @@ impl Agent {
         }
         let mut shim = ShimConn::new(now, id);
         if self.hub.is_draining {
-            shim.turn_away(&mut self.hub, "not started: the agent is stopping");
+            shim.turn_away(&mut self.hub, shims::STOPPING);
         } else if self.shim_conns >= SHIM_CONNS_MAX {
             shim.turn_away(&mut self.hub, "not started: too many tools run at once");
         } else {

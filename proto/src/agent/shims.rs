@@ -60,6 +60,9 @@ struct Run {
 /// What a shim did that none does.
 type Misstep = &'static str;
 
+/// Why nothing is taken on any more.
+pub(super) const STOPPING: &str = "not started: the agent is stopping";
+
 impl ShimConn {
     pub(super) fn new(now: Instant, id: ConnId) -> Self {
         Self {
@@ -246,8 +249,13 @@ impl ShimConn {
         }
     }
 
+    /// Nothing new is to begin: also not what somebody is still describing.
     pub(super) fn handle_drain(&mut self, now: Instant, hub: &mut Hub) {
-        self.handle_outlook(now, hub);
+        match self.state {
+            State::Describing { .. } => self.turn_away(hub, STOPPING),
+            State::Waiting { .. } => self.handle_outlook(now, hub),
+            State::Closed | State::Ending | State::Running(_) => {}
+        }
     }
 
     /// The time for a drain is over.

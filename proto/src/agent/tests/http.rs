@@ -495,9 +495,9 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let (half, _) = rig.ask("POST /api");
     rig.handle(Input::Drain);
     assert_eq!(rig.closed(idle), Some(Closing::Orderly));
-    rig.send(half, b"/v1/rpc HTTP/1.1\r\nHost: localhost:8080\r\nContent-Length: 0\r\n\r\n");
     let refused = rig.received(half);
     assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("Connection: close"), "{refused}");
+    rig.eof(half);
     let late = rig.connect(HTTP);
     assert!(rig.received(late).starts_with("HTTP/1.1 503"));
     rig.eof(late);
