@@ -512,3 +512,33 @@ fn noise_is_refused() {
     ]));
     assert_eq!(ended.out(), "200");
 }
+
+/// A body where none is expected is read and dropped, not taken for the next request.
+#[test]
+fn the_body_of_a_get_is_no_request() {
+    let site = site();
+    let hidden =
+        get("GET /api/v1/check", "X-Hidden: 1\r\n").replace("{host}", &site.agent_addr().to_string());
+    for line in ["GET /api/v1/check", "GET /nope", "GET /health"] {
+        let fields = format!("Content-Length: {}\r\n", hidden.len());
+        let mut connection = ask(&site, &(get(line, &fields) + &hidden + &get("GET /nope", "")));
+        let first = connection.answer();
+        if first.field("connection") != Some("close") {
+            assert_eq!(connection.answer().status, 404, "{line}");
+        }
+        connection.finish();
+        assert!(connection.is_ended(), "{line}: what was hidden is answered");
+    }
+    assert_eq!(site.upstream.requests().len(), 1);
+}
+
+/// A client that closes its side after its request (`printf ... | nc`) is answered.
+#[test]
+fn a_client_that_has_said_everything_is_answered() {
+    let site = site();
+    site.upstream.set_delay("version", std::time::Duration::from_millis(100));
+    let mut connection = ask(&site, &(sized("", VERSION) + &get("GET /api/v1/check", "")));
+    connection.finish();
+    assert_eq!((connection.answer().status, connection.answer().status), (200, 200));
+    assert!(connection.is_ended());
+}

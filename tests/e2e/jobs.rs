@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::kit::{LONG, Running, Setup, Site, descriptors, policy_with_tools, run, shell, timed, wait_until};
+use crate::kit::{
+    LONG, Running, Setup, Site, descriptors, policy_with_tools, resident_kib, run, shell, timed, wait_until,
+};
 
 const SHELL: &str = "argv_allow_patterns: ['**']\nstdin: true\nkill_grace_secs: 1";
 
@@ -328,12 +330,15 @@ fn a_tool_that_floods_disturbs_no_call() {
         })
         .collect();
     wait_until("they run", LONG, || children(site.server_pid()).len() == 4);
+    let memory = || resident_kib(site.server_pid()) + resident_kib(site.agent_pid());
+    let before = memory();
     for _ in 0..20 {
         let (answer, took) = timed(|| site.call(r#"{"jsonrpc":"2.0","id":1,"method":"version"}"#));
         assert_eq!(answer.status, 200);
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
     assert_eq!(run(&mut script(&site, "echo x")).out(), "x\n");
+    assert!(memory() < before + 16 * 1024, "from {before} KiB to {} KiB", memory());
     for mut flood in floods {
         flood.kill().unwrap();
         flood.wait().unwrap();

@@ -1,6 +1,6 @@
 //! HTTP tools that are not signal-cli: methods and paths, bodies that stream, headers, a port each.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -133,6 +133,29 @@ fn a_body_that_is_not_judged_streams_through() {
     let requests = site.upstream.requests();
     assert!(requests.len() == 2 && requests.iter().all(|request| request.body == body));
     assert_eq!(requests[0].header("content-length"), Some("6000000"));
+}
+
+/// An upstream may have its say before it has heard everything.
+#[test]
+fn an_answer_before_the_end_of_an_upload_arrives() {
+    let early = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", early.local_addr().unwrap());
+    let site =
+        Setup::policy(POLICY).server_env("WEB_TOKEN", TOKEN).tools(&["signal-cli", "web"]).upstream_url(url);
+    let site = site.start();
+    for is_closed in [false, true] {
+        let mut connection = ask(site.addr_of("web"), "PUT /files/a", "Content-Length: 20000000\r\n");
+        let (mut upstream, _) = early.accept().unwrap();
+        assert!(upstream.read(&mut [0; 4096]).unwrap() > 0);
+        upstream
+            .write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge")
+            .unwrap();
+        let upstream = (!is_closed).then_some(upstream);
+        connection.try_send(noise(20_000_000, 1));
+        let answer = connection.answer();
+        assert_eq!((answer.status, answer.text().as_str()), (413, "large"));
+        drop(upstream);
+    }
 }
 
 /// An upload that breaks off is not a whole one.

@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use nix::sys::signal::Signal;
 
-use crate::kit::{LONG, Setup, binaries, debug, run, skip, wait_until};
+use crate::kit::{Connection, LONG, Setup, binaries, debug, policy_with_tools, run, skip, wait_until};
 
 /// guide: "carapace-debug health --port 8765 # Should show: Server is healthy, 1 connection"
 #[test]
@@ -98,6 +100,71 @@ fn a_log_that_was_moved_away_is_made_anew() {
     site.server().signal(Signal::SIGHUP).unwrap();
     wait_until("a new audit log", LONG, || site.audit_log().exists());
     assert_eq!(fs::metadata(site.audit_log()).unwrap().permissions().mode() & 0o7777, 0o640);
+}
+
+/// Rotation under way loses no record and doubles none.
+#[test]
+fn calls_go_on_while_the_log_is_rotated() {
+    let mut site = Setup::policy(policy_with_tools(&[])).start();
+    let addr = site.agent_addr();
+    let is_over = AtomicBool::new(false);
+    let is_over = &is_over;
+    let calls = thread::scope(|scope| {
+        let callers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(move || {
+                    let mut connection = Connection::open(addr);
+                    let mut calls = 0;
+                    while !is_over.load(Ordering::Relaxed) {
+                        connection.call(r#"{"jsonrpc":"2.0","id":1,"method":"version"}"#);
+                        assert_eq!(connection.answer().status, 200);
+                        calls += 1;
+                    }
+                    calls
+                })
+            })
+            .collect();
+        for number in 0..5 {
+            wait_until("records", LONG, || fs::metadata(site.audit_log()).unwrap().len() > 2000);
+            fs::rename(site.audit_log(), site.path(&format!("audit.log.{number}"))).unwrap();
+            site.server().signal(Signal::SIGHUP).unwrap();
+            wait_until("a new file", LONG, || site.audit_log().exists());
+        }
+        is_over.store(true, Ordering::Relaxed);
+        callers.into_iter().map(|caller| caller.join().unwrap()).sum::<usize>()
+    });
+    let records = || {
+        let rotated = (0..5).map(|number| site.path(&format!("audit.log.{number}")));
+        let files = rotated.chain([site.audit_log()]);
+        let lines = files.flat_map(|file| {
+            fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+        });
+        lines.map(|line| serde_json::from_str(&line).unwrap()).collect::<Vec<serde_json::Value>>()
+    };
+    wait_until("every record", LONG, || records().len() >= 2 * calls);
+    let mut ids: Vec<_> =
+        records().iter().map(|record| format!("{}{}", record["request_id"], record["event"])).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!((ids.len(), records().len()), (2 * calls, 2 * calls));
+}
+
+/// docs/policy.md: "rate-limit memory stays" over a reload
+#[test]
+fn a_reload_does_not_forget_what_was_called() {
+    let policy = policy_with_tools(&[]) + "    rate_limit: { max_requests: 2, window_secs: 60 }\n";
+    let mut site = Setup::policy(policy).start();
+    let version = r#"{"jsonrpc":"2.0","id":1,"method":"version"}"#;
+    assert_eq!(
+        [site.call(version).json()["result"].is_object(), site.call(version).json()["result"].is_object()],
+        [true; 2]
+    );
+    let first = policy_version(&site.server_port());
+    let text = fs::read_to_string(site.policy_file()).unwrap();
+    site.write_policy(&format!("{text}    timeout_secs: 29\n"));
+    site.server().signal(Signal::SIGHUP).unwrap();
+    wait_until("the new policy", LONG, || policy_version(&site.server_port()) != first);
+    assert_eq!(site.call(version).code(), -32002);
 }
 
 /// "SIGTERM or SIGINT drains. Exit codes: 0"

@@ -183,6 +183,9 @@ fn very_many_arguments_arrive() {
     let mut command = script(&site, "echo $# $1 ${20000}");
     command.arg("sh").args((1..=20_000).map(|n| n.to_string()));
     assert_eq!(run(&mut command).out(), "20000 1 20000\n");
+    let mut command = script(&site, "echo $#");
+    command.arg("sh").args((0..14).map(|_| "x".repeat(120_000)));
+    assert_eq!(run(&mut command).out(), "14\n");
 }
 
 /// "`env_allow`: what a caller may set; everything else of the caller's is dropped"; "`env_inject`, which always wins"; "a

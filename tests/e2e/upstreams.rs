@@ -89,6 +89,26 @@ fn an_upstream_that_breaks_off_or_talks_nonsense() {
     assert_eq!(site.upstream.requests().len(), 15, "nothing is sent twice");
 }
 
+/// "validated": a field that two parsers could read differently is not passed on
+#[test]
+fn fields_of_an_answer_that_are_none() {
+    let site = setup().start();
+    let with = |field: &str| {
+        let answer =
+            format!("HTTP/1.1 200 OK\r\n{field}\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}");
+        call_with(&site, Fault::Raw(answer.into_bytes()))
+    };
+    for field in
+        ["X: a\0b", "X: a\u{1}b", "X: a\rb", "X\u{1}: b", "X y: b", "X : b", ": b", "Content-Length: 2, 2"]
+    {
+        is_error(&with(field), 502, -32004);
+    }
+    for (field, value) in [("X: é", "é"), ("X:", ""), ("X: \t y z \t", "y z")] {
+        let answer = with(field);
+        assert_eq!((answer.status, answer.field("x")), (200, Some(value)), "{field:?}");
+    }
+}
+
 /// "a valid answer passes with its status, type, encoding and bytes unchanged"
 #[test]
 fn a_valid_answer_passes_as_it_is() {
@@ -113,6 +133,9 @@ fn a_valid_answer_passes_as_it_is() {
     assert_eq!((answer.status, answer.text().as_str()), (200, "{}"));
     let answer = call_with(&site, raw("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{ }"));
     assert_eq!((answer.status, answer.text().as_str()), (200, "{ }"), "up to the end of the connection");
+    let chunks = "1;x=y\r\n{\r\n1\r\n}\r\n0\r\nX-Trailer: z\r\n\r\n";
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+    assert_eq!(call_with(&site, raw(&format!("{head}{chunks}"))).text(), "{}");
     let answer = call_with(&site, raw("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}"));
     assert_eq!(answer.text(), "{}");
     let answer = call_with(&site, raw("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"));
@@ -253,4 +276,18 @@ fn nginx_as_an_upstream() {
     assert_eq!(stream.next().data, "by nginx");
     drop(stream);
     assert!(site.upstream.wait_for_streams(0, LONG));
+}
+
+/// "names resolved off the loop"
+#[test]
+fn an_upstream_by_name() {
+    let mut site = setup().prepare();
+    site.set_upstream_url(format!("http://localhost:{}", site.upstream.addr().port()));
+    site.start_server();
+    site.start_agent();
+    assert_eq!(site.call(VERSION).status, 200);
+    site.set_upstream_url("http://no-such-host.invalid:80".to_owned());
+    site.server().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
+    wait_until("the new policy", LONG, || site.call(VERSION).status != 200);
+    is_error(&site.call(VERSION), 502, -32004);
 }
