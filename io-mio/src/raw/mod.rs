@@ -10,6 +10,15 @@ pub(crate) mod wait;
 
 use nix::libc;
 
+/// Has the allocator give memory that is free back to the kernel.
+pub(crate) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer; what is allocated stays where it is.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// Marks every descriptor from 3 up close-on-exec, so that what our parent left open reaches no child. Descriptors
 /// that we open ourselves are made so.
 pub(crate) fn close_inherited_on_exec() {

@@ -59,6 +59,7 @@ impl<M: Machine> Loop<M> {
                 Ok(count) => {
                     let is_drained = count < room && !port.is_closing;
                     port.is_readable = !is_drained;
+                    self.rest.handled(count);
                     let bytes = self.buffer.get(..count).unwrap_or_default();
                     self.machine.handle(self.now, Input::Bytes { source, bytes });
                     // The machine may have had enough, of this port or altogether.
@@ -130,6 +131,7 @@ impl<M: Machine> Loop<M> {
             return self.lose(key, Loss::Failed);
         }
         if count > 0 {
+            self.rest.handled(count);
             self.machine.handle(self.now, Input::Sent { sink, count });
         }
     }

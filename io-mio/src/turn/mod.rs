@@ -7,6 +7,7 @@
 mod bytes;
 mod dial;
 mod outputs;
+mod rest;
 
 use crate::audit::Audit;
 use crate::child::Children;
@@ -15,6 +16,7 @@ use crate::listen::Listener;
 use crate::mail::{self, Letter, Post};
 use crate::policy::PolicyReader;
 use crate::port::{Key, Port};
+use crate::raw;
 use crate::signal::Signals;
 use carapace_proto::ids::{ConnId, ListenerId, RecordId};
 use carapace_proto::limits::DRAIN_TIMEOUT;
@@ -24,6 +26,7 @@ use dial::Dials;
 use mio::event::Event;
 use mio::{Events, Interest, Poll};
 use nix::errno::Errno;
+use rest::{CONN_BYTES, Rest};
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -109,6 +112,7 @@ pub struct Loop<M> {
     children: Option<Children>,
     policy: Option<PolicyReader>,
     loading: Loading,
+    rest: Rest,
     drain_until: Option<Instant>,
     end: Option<End>,
 }
@@ -150,6 +154,7 @@ impl<M: Machine> Loop<M> {
             children,
             policy,
             loading: Loading::No,
+            rest: Rest::default(),
             drain_until: None,
             end: None,
         })
@@ -189,6 +194,9 @@ impl<M: Machine> Loop<M> {
         self.read_ready();
         self.fire();
         self.settle();
+        if self.rest.is_due(self.now) {
+            raw::give_memory_back();
+        }
         Ok(())
     }
 
@@ -210,7 +218,8 @@ impl<M: Machine> Loop<M> {
     fn next_wake_up(&self) -> Option<Instant> {
         let machine = self.machine.poll_timeout().map(|(at, _)| at);
         let audit = self.audit.as_ref().and_then(Audit::poll_timeout);
-        [machine, audit, self.accept_retry, self.drain_until].into_iter().flatten().min()
+        let rest = self.rest.poll_timeout();
+        [machine, audit, rest, self.accept_retry, self.drain_until].into_iter().flatten().min()
     }
 
     fn look_at_the_clock(&mut self) {
@@ -398,6 +407,7 @@ impl<M: Machine> Loop<M> {
         /// Below this there is nothing to gain.
         const KEPT: usize = 128;
         let port = self.ports.remove(&key);
+        self.rest.handled(CONN_BYTES);
         if self.ports.capacity() > KEPT && self.ports.len() < self.ports.capacity() / 4 {
             self.ports.shrink_to(KEPT.max(self.ports.len() * 2));
         }
