@@ -18,6 +18,33 @@ pub struct Glob {
     alternatives: Vec<Vec<Token>>,
 }
 
+/// Which pairs of neighbouring bytes a text has, as a Bloom filter. Of many patterns most need a pair that the value does
+/// not have, and are passed over at the cost of one comparison.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pairs(u64);
+
+impl Pairs {
+    pub(crate) fn of(text: &[u8]) -> Self {
+        let bit = |a: u8, b: u8| 1_u64 << (u16::from_ne_bytes([a, b]).wrapping_mul(0x9e37) >> 10);
+        let pairs = text.iter().zip(text.get(1..).unwrap_or_default());
+        Self(pairs.fold(0, |bits, (&a, &b)| bits | bit(a, b)))
+    }
+
+    /// The pairs of a value to be matched. A long one has nearly all of them, and finding out would take longer than it
+    /// saves.
+    pub(crate) fn of_value(value: &[u8]) -> Self {
+        if value.len() > 64 { Self(u64::MAX) } else { Self::of(value) }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(crate) fn has(self, needed: Self) -> bool {
+        needed.0 & !self.0 == 0
+    }
+}
+
 /// Why a pattern was refused: a clause that completes "pattern `...` ".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GlobError(&'static str);
@@ -113,6 +140,15 @@ impl Glob {
             },
             _ => None,
         }
+    }
+
+    /// The pairs of bytes that every match contains. Nothing where there are alternatives.
+    pub(crate) fn pairs(&self) -> Pairs {
+        let [tokens] = self.alternatives.as_slice() else { return Pairs::default() };
+        tokens.iter().fold(Pairs::default(), |pairs, token| match token {
+            Token::Literal(bytes) => pairs.and(Pairs::of(bytes)),
+            Token::One | Token::Many | Token::Class { .. } => pairs,
+        })
     }
 
     /// Whether the glob matches every value.

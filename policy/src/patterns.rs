@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::glob::Glob;
+use crate::glob::{Glob, Pairs};
 use crate::verdict::Rule;
 
 /// A pattern and the rule it comes from.
@@ -29,7 +29,8 @@ pub(crate) struct Patterns {
 #[derive(Debug)]
 struct Other {
     index: usize,
-    lower_case: Option<Glob>,
+    needed: Pairs,
+    lower_case: Option<(Glob, Pairs)>,
 }
 
 /// Where patterns are found by their text.
@@ -74,7 +75,11 @@ impl Patterns {
                 patterns.plain.add_prefix(text.to_vec(), index);
                 patterns.folded.add_prefix(text.to_ascii_lowercase(), index);
             } else {
-                patterns.others.push(Other { index, lower_case: pattern.glob.to_lower_case() });
+                let lower_case = pattern.glob.to_lower_case().map(|glob| {
+                    let pairs = glob.pairs();
+                    (glob, pairs)
+                });
+                patterns.others.push(Other { index, needed: pattern.glob.pairs(), lower_case });
             }
         }
         patterns.all = all;
@@ -99,10 +104,9 @@ impl Patterns {
         if let Some(index) = self.plain.find(value) {
             return self.all.get(index);
         }
-        self.others
-            .iter()
-            .filter_map(|other| self.all.get(other.index))
-            .find(|pattern| pattern.glob.matches(value))
+        let pairs = Pairs::of_value(value);
+        let others = self.others.iter().filter(|other| pairs.has(other.needed));
+        others.filter_map(|other| self.all.get(other.index)).find(|pattern| pattern.glob.matches(value))
     }
 
     /// A pattern that matches the value without regard to ASCII case.
@@ -114,10 +118,11 @@ impl Patterns {
         if let Some(index) = self.folded.find(&lower_case) {
             return self.all.get(index);
         }
+        let pairs = Pairs::of_value(&lower_case);
         self.others.iter().find_map(|other| {
             let pattern = self.all.get(other.index)?;
             let is_hit = match &other.lower_case {
-                Some(glob) => glob.matches(&lower_case),
+                Some((glob, needed)) => pairs.has(*needed) && glob.matches(&lower_case),
                 None => pattern.glob.matches_ignoring_case(value),
             };
             is_hit.then_some(pattern)
@@ -131,7 +136,8 @@ mod tests {
 
     #[test]
     fn finds_what_trying_each_would_find() {
-        let texts = ["+1*", "+12025550123", "*", "a?c", "", "Ab*", "[xY]*", "+1202*", "*B"];
+        let texts =
+            ["+1*", "+12025550123", "*", "a?c", "", "Ab*", "[xY]*", "+1202*", "*B", "*25?5*1*", "{*bc,x}"];
         let values = ["+12025550123", "+1", "+", "", "abc", "aBc", "ab", "x", "+120"];
         for skip in 0..texts.len() {
             let kept: Vec<_> = texts.iter().enumerate().filter(|(i, _)| *i != skip && *i != 2).collect();
