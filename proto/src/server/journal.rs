@@ -163,7 +163,12 @@ impl Journal {
                 }
             }
         }
-        self.alarm.set(timers, Timer::Record, now + RECORD_RETRY);
+        if self.entries.is_empty() {
+            // Whatever comes next will be a try of its own.
+            self.alarm.remove(timers, Timer::Record);
+        } else {
+            self.alarm.set(timers, Timer::Record, now + RECORD_RETRY);
+        }
     }
 
     /// It is time to try again.
@@ -196,6 +201,18 @@ mod tests {
         assert_eq!(gone_on, [1, 2]);
         assert!(journal.poll().is_some());
         assert_eq!(journal.unsent(), b"d\n");
+    }
+
+    #[test]
+    fn a_failed_append_of_decisions_alone_leaves_nothing_behind() {
+        let (mut journal, mut timers) = (Journal::new(), Timers::new());
+        journal.add(Of::Decision(CallId(1)), line("decision\n"));
+        let through = journal.poll().unwrap();
+        journal.failed(Instant::ORIGIN, &mut timers, through, |_| {});
+        assert!(journal.is_empty());
+        assert_eq!(timers.len(), 0);
+        journal.add(Of::Outcome, line("outcome\n"));
+        assert!(journal.poll().is_some());
     }
 
     #[test]
