@@ -264,7 +264,7 @@ fn the_server_starts_as_the_guide_s_unit_starts_it() {
         let line: serde_json::Value =
             serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
         assert!(line["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{line}");
-        assert!(line["message"].is_string() && line["level"] == "info", "{line}");
+        assert!(line["message"].is_string() && line["level"].is_string(), "{line}");
     }
 }
 
