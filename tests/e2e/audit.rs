@@ -23,7 +23,7 @@ fn script(site: &Site, text: &str) -> Command {
     command
 }
 
-/// "written **before** its effect": when the upstream sees the call, the record is there.
+/// docs/audit.md: "written **before** its effect"
 #[test]
 fn a_decision_is_in_the_log_before_its_effect() {
     for sync in ["interval", "turn", "never"] {
@@ -48,8 +48,8 @@ fn a_decision_is_in_the_log_before_its_effect() {
     }
 }
 
-/// docs/audit.md: "For each call there is a `decision`, ..., and, when it was allowed, an `outcome`, with the same
-/// `request_id`. ... What was refused has no outcome: nothing happened."
+/// docs/audit.md: "when it was allowed, an `outcome`, with the same `request_id`"; "What was refused has no
+/// outcome: nothing happened."
 #[test]
 fn every_call_has_its_records() {
     let site = setup().start();
@@ -119,7 +119,7 @@ fn a_tool_that_is_not_audited_leaves_no_record() {
     assert!(records.iter().all(|record| record["tool"] == "signal-cli"), "{records:?}");
 }
 
-/// What a caller writes cannot end a record or begin another.
+/// docs/audit.md: "JSON lines": what a caller writes cannot end one or begin another.
 #[test]
 fn a_record_is_one_line_whatever_is_in_it() {
     let site = setup().start();
@@ -154,8 +154,8 @@ fn limit_files(site: &Site, bytes: Option<u64>) -> bool {
     }
 }
 
-/// docs/audit.md: "When it cannot be written (a full disk), calls are refused with -32603 (`audit log unavailable`; 125 from a
-/// shim) until it can. ... A short write is taken back, so that the file holds whole lines only."
+/// docs/audit.md: "calls are refused with -32603 (`audit log unavailable`; 125 from a shim) until it can"; "A
+/// short write is taken back, so that the file holds whole lines only."
 #[test]
 fn a_full_disk_refuses_calls_until_there_is_room() {
     let mut site = setup().start();
@@ -191,7 +191,8 @@ fn a_full_disk_refuses_calls_until_there_is_room() {
     site.wait_for_records(before + 2);
 }
 
-/// docs/audit.md: "Outcomes of what has already happened wait in memory ... and are written first when there is room."
+/// docs/audit.md: "Outcomes of what has already happened wait in memory"; "and are written first when there
+/// is room"
 #[test]
 fn an_outcome_waits_for_room() {
     let site = setup().start();
@@ -211,7 +212,7 @@ fn an_outcome_waits_for_room() {
     assert_eq!(records[0]["request_id"], records[1]["request_id"]);
 }
 
-/// guide: "Follow mode (tail new entries): carapace-debug audit --follow"
+/// guide: "Follow mode (tail new entries)"
 #[test]
 fn a_followed_log_shows_records_as_they_come() {
     let site = setup().start();

@@ -16,7 +16,8 @@ fn bodies(site: &Site) -> Vec<String> {
     calls.into_iter().map(|call| String::from_utf8(call.body).unwrap()).collect()
 }
 
-/// "denied by policy | 200 | -32001, message and `data: {tool, rule, request_id}`"
+/// docs/protocol.md: "denied by policy | 200 | -32001, with `data: {tool, rule, request_id}`"; docs/http.md:
+/// "never a pattern, a policy key, a path of the host or an address"
 #[test]
 fn a_denial_says_which_tool_and_which_record_and_no_rule() {
     let site = setup().start();
@@ -40,7 +41,7 @@ fn a_denial_says_which_tool_and_which_record_and_no_rule() {
     assert!(records[0]["rule"].as_str().unwrap().contains("deny_patterns[0]"), "{}", records[0]);
 }
 
-/// "not JSON / not a request | 200 | -32700 / -32600 with `id` null"
+/// docs/protocol.md: "not JSON; not a request | 200 | -32700; -32600, `id` null"
 #[test]
 fn what_is_no_call_is_answered_as_the_standard_says() {
     let site = setup().start();
@@ -72,7 +73,7 @@ fn what_is_no_call_is_answered_as_the_standard_says() {
     assert_eq!(bodies(&site), Vec::<String>::new());
 }
 
-/// "Refused before any rule is asked: a nesting deeper than 64, a duplicate key at any depth"
+/// docs/http.md: "duplicate keys, trailing data, other encodings and nesting deeper than 64 are refused"
 #[test]
 fn what_can_be_read_in_two_ways_is_not_passed_on() {
     let site = setup().start();
@@ -89,7 +90,8 @@ fn what_can_be_read_in_two_ways_is_not_passed_on() {
     assert_eq!(bodies(&site), Vec::<String>::new());
 }
 
-/// "denied notification | 200 | -32001 with `id` null"; "A notification allowed: the upstream's status (signal-cli: 201, empty)"
+/// docs/http.md: "A notification that is allowed gets the upstream's status, one that is denied an error with
+/// `id` null."
 #[test]
 fn notifications() {
     let site = setup().start();
@@ -100,8 +102,8 @@ fn notifications() {
     assert_eq!(bodies(&site).len(), 1);
 }
 
-/// "In a batch each element is judged by itself; the allowed go on, the denied get their error, and the answers come back
-/// as one array"
+/// docs/http.md: "In a batch each element is judged by itself: the allowed go on, the denied get their error,
+/// and the answers come back as one array."
 #[test]
 fn a_batch_with_one_denied() {
     let site = setup().start();
@@ -131,7 +133,7 @@ fn a_batch_with_one_denied() {
     assert_eq!(decisions.iter().map(|record| record["element"].clone()).collect::<Vec<_>>(), [0, 1, 2]);
 }
 
-/// "the denied get their error"
+/// docs/http.md: "the denied get their error"
 #[test]
 fn a_batch_of_denied_goes_nowhere() {
     let site = setup().start();
@@ -145,7 +147,7 @@ fn a_batch_of_denied_goes_nowhere() {
     assert_eq!(bodies(&site), Vec::<String>::new());
 }
 
-/// "ids and params keep their exact bytes (1e3 stays 1e3, 2^60 too)"
+/// docs/http.md: "Ids and params keep their exact bytes"
 #[test]
 fn ids_and_params_reach_the_upstream_byte_for_byte() {
     let site = setup().start();
@@ -168,7 +170,7 @@ fn ids_and_params_reach_the_upstream_byte_for_byte() {
     }
 }
 
-/// "Every byte of a request is parsed, judged, and rebuilt from what was judged"
+/// docs/http.md: "what was not judged does not go on"
 #[test]
 fn what_was_not_judged_does_not_go_on() {
     let site = setup().start();
@@ -178,7 +180,7 @@ fn what_was_not_judged_does_not_go_on() {
     }
 }
 
-/// "The same id may be in flight twice."
+/// docs/http.md: "the same id may be in flight many times"
 #[test]
 fn the_same_id_may_be_in_flight_many_times() {
     let site = setup().start();
@@ -207,7 +209,7 @@ fn the_same_id_may_be_in_flight_many_times() {
     assert!(took < Duration::from_millis(200 * 10), "one after the other: {took:?}");
 }
 
-/// "`pysignalclijsonrpc` (big bodies with data URIs)"; "answers up to 1 MiB"
+/// Bodies with attachments in them are as good as small ones.
 #[test]
 fn large_calls_and_large_answers() {
     let site = setup().start();
@@ -224,8 +226,7 @@ fn large_calls_and_large_answers() {
     assert_eq!(answer.json()["result"], Value::String(padding));
 }
 
-/// "of the caller's headers only `Accept`, `Content-Type`, `Last-Event-ID`, `Accept-Language`; never the caller's
-/// `Authorization` or `Cookie`"
+/// docs/http.md: "The upstream sees the server's request and not the caller's"
 #[test]
 fn the_upstream_sees_the_server_s_request_and_not_the_caller_s() {
     let site = setup().start();
@@ -249,7 +250,7 @@ fn the_upstream_sees_the_server_s_request_and_not_the_caller_s() {
     }
 }
 
-/// "An unknown tool: denied"
+/// docs/policy.md: "**What it does not allow is denied**: an unknown tool"
 #[test]
 fn a_tool_that_the_policy_does_not_know_is_denied() {
     let site = Setup::policy("tools: {}\n").start();
@@ -260,7 +261,8 @@ fn a_tool_that_the_policy_does_not_know_is_denied() {
     assert!(site.upstream.requests().is_empty());
 }
 
-/// docs/policy.md: "`block` refuses the call ...; `warn` only records that it matched"; "content blocked | 200 | -32003"
+/// docs/policy.md: "`block` refuses the call, or ends the job whose input it is; `warn` only records that it
+/// matched."; docs/protocol.md: "content blocked | 200 | -32003"
 #[test]
 fn content_that_is_blocked_goes_nowhere() {
     let filters = "content_filters:\n  - { pattern: '(?i)password\\s*[:=]', action: block }\n  \

@@ -37,8 +37,8 @@ fn received(event: &str, data: &str) -> Received {
     Received { event: event.to_owned(), data: data.to_owned(), id: String::new() }
 }
 
-/// "Recognised by the response's `Content-Type: text/event-stream`"; "browsers and npm `eventsource` (need the exact
-/// Content-Type; give up on any status but 200)"
+/// docs/http.md: "Whatever answers `text/event-stream` is one." Readers in browsers give up on any other
+/// type, and on any status but 200.
 #[test]
 fn the_head_of_a_stream_is_what_readers_need() {
     let (site, stream) = streaming();
@@ -49,8 +49,8 @@ fn the_head_of_a_stream_is_what_readers_need() {
     assert_eq!((request.method.as_str(), request.header("accept")), ("GET", Some("text/event-stream")));
 }
 
-/// guide: "Events should arrive in <100ms, not 2+ seconds"; "Verify no 2-second buffering: events should arrive
-/// continuously, not in batches"
+/// guide: "Events should arrive in <100ms, not 2+ seconds"; docs/http.md: "An event is on its way when its
+/// last byte has arrived."
 #[test]
 fn events_arrive_when_they_are_sent() {
     let (site, mut stream) = streaming();
@@ -64,8 +64,7 @@ fn events_arrive_when_they_are_sent() {
     }
 }
 
-/// "written to the client so that a conforming parser sees exactly the same events, ids and retries; comments pass as
-/// comments"
+/// docs/http.md: "A client sees exactly the events, ids, retries and comments that the upstream sent"
 #[test]
 fn ids_lines_comments_and_retries_arrive() {
     let (site, mut stream) = streaming();
@@ -80,8 +79,8 @@ fn ids_lines_comments_and_retries_arrive() {
     assert_eq!((stream.comments.as_slice(), stream.retry), (&[" a comment".to_owned()][..], Some(2500)));
 }
 
-/// "Parsed by the WHATWG rules (BOM, CR, LF, CRLF, comments, multi-line data, `id` with NUL ignored, `retry`, field without
-/// colon, UTF-8 split anywhere)"
+/// docs/http.md: "however they were cut: BOM, CR, LF, CRLF, multi-line data, `id` with NUL, UTF-8 split
+/// anywhere"
 #[test]
 fn a_stream_in_any_form_and_any_pieces_is_the_same_stream() {
     let text = "\u{feff}data: bom\n\ndata: cr\rdata: two\r\rdata: crlf\r\nevent: e\r\n\r\nid: 1\ndata\n\n\
@@ -108,7 +107,7 @@ fn a_stream_in_any_form_and_any_pieces_is_the_same_stream() {
     }
 }
 
-/// "events/s, one stream as fast as it goes"; large ones among them
+/// guide: "Events should arrive continuously, not in batches": as fast as they go, and large ones among them.
 #[test]
 fn many_and_large_events_arrive_whole_and_in_order() {
     let (site, mut stream) = streaming();
@@ -129,7 +128,8 @@ fn many_and_large_events_arrive_whole_and_in_order() {
     });
 }
 
-/// "comments pass as comments": signal-cli's keep-alive
+/// docs/http.md: "exactly the events, ids, retries and comments that the upstream sent": signal-cli's
+/// keep-alive is one.
 #[test]
 fn the_upstream_s_sign_of_life_arrives() {
     let site =
@@ -139,7 +139,7 @@ fn the_upstream_s_sign_of_life_arrives() {
     assert_eq!(stream.comments[0], "");
 }
 
-/// "a client that leaves closes the upstream's stream within a second"
+/// docs/http.md: "A client that leaves closes the upstream's stream within a second."
 #[test]
 fn a_client_that_leaves_closes_the_upstream_s_stream() {
     let (site, stream) = streaming();
@@ -153,7 +153,7 @@ fn a_client_that_leaves_closes_the_upstream_s_stream() {
     assert_eq!(records.iter().filter(|record| record["event"] == "outcome").count(), 2);
 }
 
-/// "The upstream ends ...: the client's stream is ended, so that it reconnects"
+/// docs/http.md: "An upstream that ends, fails, or is silent for `event_idle_secs` ends the client's"
 #[test]
 fn an_upstream_that_ends_ends_the_client_s_stream() {
     let (site, mut stream) = streaming();
@@ -164,7 +164,8 @@ fn an_upstream_that_ends_ends_the_client_s_stream() {
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
-/// "The upstream ... fails: the client's stream is ended"; "never half an event"
+/// docs/http.md: "Never half an event: an upstream that is cut off within one ends the client's stream in
+/// front of it"
 #[test]
 fn an_upstream_that_is_cut_off_ends_the_client_s_stream_and_no_event_is_cut() {
     let (site, mut stream) = streaming();
@@ -175,7 +176,7 @@ fn an_upstream_that_is_cut_off_ends_the_client_s_stream_and_no_event_is_cut() {
     stream.end();
 }
 
-/// "when the upstream has not answered within 1 s the agent sends its `200 text/event-stream` and a comment"
+/// docs/http.md: "where the upstream holds them back for a second, the client gets its 200 and a comment"
 #[test]
 fn a_head_that_is_held_back_does_not_hold_the_client_up() {
     let site = setup().upstream(Options { hold_headers: true, ..Options::default() }).start();
@@ -187,7 +188,7 @@ fn a_head_that_is_held_back_does_not_hold_the_client_up() {
     assert_eq!(stream.next(), received("receive", "first"));
 }
 
-/// "a later error status ends the stream"
+/// docs/http.md: "An error that comes later ends the stream."
 #[test]
 fn an_error_behind_a_head_that_was_sent_ends_the_stream() {
     let site = setup().start();
@@ -197,7 +198,7 @@ fn an_error_behind_a_head_that_was_sent_ends_the_stream() {
     stream.end();
 }
 
-/// signal-cli: "400 unknown account"; "its status, type, encoding and bytes unchanged"
+/// docs/http.md: "A valid answer passes with its status, type, encoding and bytes unchanged"
 #[test]
 fn an_unknown_account_is_the_upstream_s_400() {
     let site = setup().start();
@@ -208,14 +209,16 @@ fn an_unknown_account_is_the_upstream_s_400() {
     assert_eq!(targets[1], "/api/v1/events?account=%2B15550100001");
 }
 
-/// "OpenClaw stops its Signal channel for good on a 4xx from the events URL: those are only for what a retry cannot mend"
+/// docs/protocol.md: "upstream refused, or its answer invalid | 502": OpenClaw gives up for good on a 4xx
+/// here.
 #[test]
 fn an_upstream_that_is_away_is_a_502_for_a_stream() {
     let site = setup().upstream_url("http://127.0.0.1:1").start();
     assert_eq!(site.events(EVENTS).head.status, 502);
 }
 
-/// `Last-Event-ID` is passed on.
+/// docs/policy.md: "Of the caller's headers only `Accept`, `Accept-Language`, `Content-Type`,
+/// `Last-Event-ID`"
 #[test]
 fn a_reader_that_comes_back_says_where_it_was() {
     let site = setup().start();
@@ -227,7 +230,8 @@ fn a_reader_that_comes_back_says_where_it_was() {
     assert_eq!(site.upstream.requests()[0].header("last-event-id"), Some("41"));
 }
 
-/// "A client that does not read is paused by credit ...; nobody else notices"
+/// docs/http.md: "A reader that does not read disturbs nobody, and finds everything in its place when it
+/// comes back."
 #[test]
 fn a_reader_that_does_not_read_disturbs_nobody() {
     let (site, mut reader) = streaming();
@@ -251,7 +255,7 @@ fn a_reader_that_does_not_read_disturbs_nobody() {
     }
 }
 
-/// "kill -9 of the server ends the stream": "A stream that is silently dead is the worst failure there is"
+/// docs/http.md: "a stream that is silently dead is the worst failure there is"
 #[test]
 fn a_server_that_is_killed_ends_the_stream() {
     let (mut site, mut stream) = streaming();
@@ -261,7 +265,7 @@ fn a_server_that_is_killed_ends_the_stream() {
     assert!(site.upstream.wait_for_streams(0, Duration::from_secs(1)));
 }
 
-/// "A killed agent's jobs and fetches must not live on"
+/// docs/http.md: "An agent or a server that is gone leaves no stream, call or job behind"
 #[test]
 fn an_agent_that_is_killed_closes_the_upstream_s_stream() {
     let (mut site, mut stream) = streaming();
@@ -270,7 +274,7 @@ fn an_agent_that_is_killed_closes_the_upstream_s_stream() {
     assert!(site.upstream.wait_for_streams(0, Duration::from_secs(3)));
 }
 
-/// "SIGTERM or SIGINT drains (..., end event streams cleanly)"
+/// docs/deploy.md: "SIGTERM and SIGINT drain"; "event streams are ended"
 #[test]
 fn a_drain_ends_streams_with_their_last_chunk() {
     let (mut site, mut stream) = streaming();
@@ -284,7 +288,7 @@ fn a_drain_ends_streams_with_their_last_chunk() {
     assert_eq!(site.server().wait(LONG).unwrap().unwrap().code(), Some(0));
 }
 
-/// "one event to 1,000 streams": a few dozen here
+/// Readers of one upstream are apart, and leave nothing behind.
 #[test]
 fn every_reader_gets_every_event() {
     let site = setup().start();
@@ -305,7 +309,8 @@ fn every_reader_gets_every_event() {
     });
 }
 
-/// docs/policy.md: "an event that none of them names, that lacks the field, or whose data is not JSON is dropped"
+/// docs/policy.md: "an event that none of them names, that lacks the field, or whose data is not JSON is
+/// dropped"
 #[test]
 fn events_that_the_policy_filters_do_not_arrive() {
     let filters = "    event_filters:\n      \

@@ -30,8 +30,8 @@ fn start_from(launch: &Launch, shell: &str, addr: SocketAddr) -> Daemon {
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// "Only descriptors 0-2 are inherited, 0 never the server's own; signal mask and dispositions are default", whatever the
-/// daemon's own are
+/// docs/tools.md: "descriptors 0 to 2 and no others, signal mask and dispositions as default"; "whatever the
+/// daemon was started with"
 #[test]
 fn what_the_daemon_inherited_reaches_no_job() {
     let site = setup().prepare();
@@ -60,7 +60,8 @@ fn what_the_daemon_inherited_reaches_no_job() {
     }
 }
 
-/// "connections up to ... the descriptors less 128, then the longest idle one gives way (503 when none is idle)"
+/// docs/http.md: "When there are more connections than descriptors, the one that has been idle for longest
+/// gives way."
 #[test]
 fn an_agent_with_few_descriptors_serves_the_newest() {
     if Command::new("/usr/bin/prlimit").arg("--version").output().is_err() {
@@ -107,8 +108,8 @@ fn limit_descriptors(pid: u32, limit: Option<usize>) -> bool {
     }
 }
 
-/// "`accept` stopped by EMFILE is tried again by timer"; no room for a process, or a connection to the upstream, is an error
-/// of that call
+/// docs/tools.md: "A host that is out of descriptors refuses runs as not started, and goes on when there are
+/// some."
 #[test]
 fn daemons_outlive_a_lack_of_descriptors() {
     let mut site = setup().start();
@@ -141,7 +142,7 @@ fn daemons_outlive_a_lack_of_descriptors() {
     }
 }
 
-/// A socket file that a killed agent left is no obstacle; one that is served is.
+/// docs/deploy.md: "exit 69 | the port or the socket is in use": one that a killed agent left is not.
 #[test]
 fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let mut site = setup().start();
@@ -163,7 +164,7 @@ fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     assert_eq!(fs::read_to_string(site.path("agent.sock")).unwrap(), "somebody's file");
 }
 
-/// "the agent takes the server for gone": whatever it is that answers at the server's address
+/// docs/http.md: "Whatever else answers at the server's address is no server."
 #[test]
 fn an_agent_whose_server_is_something_else_says_so() {
     let mut site = setup().prepare();

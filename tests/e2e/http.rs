@@ -43,7 +43,8 @@ fn is_refused_with_a_close(site: &Site, request: &str, statuses: &[u16]) {
     assert!(connection.is_ended(), "{request:?}: more than one answer");
 }
 
-/// "An unknown path: 404; a known path with the wrong method (CONNECT and TRACE always): 405 with `Allow`"
+/// docs/http.md: "An unknown path is 404, a known path with another method 405 with `Allow`, CONNECT and
+/// TRACE always."
 #[test]
 fn paths_and_methods() {
     let site = site();
@@ -76,8 +77,7 @@ fn paths_and_methods() {
     assert!(site.upstream.requests().is_empty(), "{:?}", site.upstream.requests());
 }
 
-/// signal-cli: "`GET /api/v1/check` (200, empty)"; hermes-agent: "check must be exactly 200"; "HEAD has no body; `Date` and
-/// `Content-Length` right"
+/// docs/http.md: "HEAD has no body"; hermes-agent wants exactly 200 from the check.
 #[test]
 fn check_and_head() {
     let site = site();
@@ -99,7 +99,8 @@ fn check_and_head() {
     assert!(connection.is_ended(), "a body after HEAD");
 }
 
-/// "Content-Type not `application/json` (only `charset=utf-8` beside it), compressed body | 415 | -32600"
+/// docs/http.md: "A JSON-RPC body must be `application/json`, alone or with `charset=utf-8`, and not
+/// compressed."
 #[test]
 fn content_types() {
     let site = site();
@@ -133,7 +134,8 @@ fn content_types() {
     assert!(site.upstream.requests().is_empty());
 }
 
-/// "`Host` exactly once and a loopback name, the listening address ..., with the listener's port (421 otherwise)"
+/// docs/http.md: "a loopback name or the listening address, with the listener's port, or one of
+/// `CARAPACE_HTTP_ALLOWED_HOSTS`; 421 otherwise"
 #[test]
 fn hosts() {
     let site = site();
@@ -158,7 +160,7 @@ fn hosts() {
     assert_eq!(status("Host: \r\n"), 400);
 }
 
-/// "an `Origin` header is refused (403) unless allowed: a web page must not reach the port by DNS rebinding or form posts"
+/// docs/http.md: "no web page reaches the port, neither by a form nor by DNS rebinding"
 #[test]
 fn web_pages_are_refused() {
     let site = site();
@@ -171,8 +173,8 @@ fn web_pages_are_refused() {
     assert!(site.upstream.requests().is_empty());
 }
 
-/// "Target in origin form only (absolute form to the port's own host is accepted and reduced); dot segments, encoded
-/// slashes, `//`, backslashes, control characters and fragments are refused, not normalised"
+/// docs/http.md: "Dot segments, encoded slashes, `//`, backslashes, control characters and fragments are
+/// refused with 400, not normalised."
 #[test]
 fn targets() {
     let site = site();
@@ -206,7 +208,7 @@ fn targets() {
     assert!(site.upstream.requests().is_empty(), "{:?}", site.upstream.requests());
 }
 
-/// "Limits: head 64 KiB and 100 fields (431), target 8 KiB (414)"
+/// docs/http.md: "a head of 60 KiB or more than 100 fields is 431, a target over 8 KiB 414"
 #[test]
 fn heads_that_are_too_large() {
     let site = site();
@@ -221,8 +223,8 @@ fn heads_that_are_too_large() {
     assert_eq!(ask(&site, &get("GET /health", &"X: y\r\n".repeat(90))).answer().status, 200);
 }
 
-/// "body as the tool's `max_body_bytes` (413 before the body is read where the length says so)"; "After a refusal in
-/// mid-request: answer, shut down writing, drain ...; an answer must not be lost to a reset"
+/// docs/http.md: "a body over the tool's `max_body_bytes` 413, before it is read where its length says so.
+/// The answer to a refusal is not lost, even if the client sends everything first."
 #[test]
 fn bodies_that_are_too_large() {
     let policy = policy_with_tools(&[])
@@ -246,7 +248,7 @@ fn bodies_that_are_too_large() {
     assert_eq!(site.upstream.requests().len(), 1);
 }
 
-/// "keep-alive and pipelining"
+/// docs/http.md: "HTTP/1.1 with keep-alive and pipelining"
 #[test]
 fn requests_in_a_row_are_answered_in_order() {
     let site = site();
@@ -267,7 +269,7 @@ fn requests_in_a_row_are_answered_in_order() {
     assert!(connection.is_ended());
 }
 
-/// A byte at a time is as good as any other way to arrive.
+/// docs/http.md: "A byte at a time is as good as any other way to arrive"
 #[test]
 fn a_request_in_single_bytes_is_read() {
     let site = site();
@@ -278,7 +280,7 @@ fn a_request_in_single_bytes_is_read() {
     assert_eq!(connection.answer().json()["id"], 1);
 }
 
-/// "HTTP/1.0 works and closes."
+/// docs/http.md: "HTTP/1.0 works and closes."
 #[test]
 fn http_1_0_works_and_closes() {
     let site = site();
@@ -297,7 +299,7 @@ fn http_1_0_works_and_closes() {
     assert!(connection.is_ended());
 }
 
-/// "`Expect: 100-continue` answered"
+/// docs/http.md: "`Expect: 100-continue` is answered"
 #[test]
 fn expect_100_continue() {
     let site = site();
@@ -326,7 +328,7 @@ fn expect_100_continue() {
     assert!(ended.out().contains(r#""id":9"#), "{}", ended.out());
 }
 
-/// "Refused with a close: ... Transfer-Encoding"; a single final `chunked` is taken
+/// docs/http.md: "any coding but a single `chunked`": that one is taken.
 #[test]
 fn chunked_uploads_are_joined() {
     let site = site();
@@ -361,9 +363,7 @@ fn chunked_uploads_are_joined() {
     assert!(ended.out().contains(r#""id":5"#), "{} {}", ended.out(), ended.err());
 }
 
-/// "Refused with a close: Content-Length together with Transfer-Encoding, differing or malformed Content-Lengths, any
-/// transfer coding but a single final `chunked` (501), obs-fold, bare CR or LF, white space before a colon, NUL, a chunk
-/// size that overflows, HTTP/0.9 and 2 prefaces"
+/// docs/http.md: "**Framing** that two parsers could read differently is refused and the connection closed"
 #[test]
 fn what_two_parsers_could_read_differently_is_refused() {
     let site = site();
@@ -428,8 +428,7 @@ fn what_two_parsers_could_read_differently_is_refused() {
     assert!(site.upstream.requests().is_empty(), "{:?}", site.upstream.requests());
 }
 
-/// "a chunk size that overflows"; "its chunk-size parser takes an empty size for the last chunk, and control bytes in
-/// extensions"
+/// docs/http.md: "chunk sizes that are none"
 #[test]
 fn chunks_that_are_none_are_refused() {
     let site = site();
@@ -458,7 +457,8 @@ fn chunks_that_are_none_are_refused() {
     assert!(site.upstream.requests().is_empty(), "{:?}", site.upstream.requests());
 }
 
-/// "A client that goes away cancels its call: the upstream exchange is closed within a second"
+/// docs/http.md: "**A client that goes away** cancels its call: the upstream's exchange is closed within a
+/// second."
 #[test]
 fn a_client_that_leaves_closes_the_upstream_s_exchange() {
     use crate::kit::{LONG, wait_until};
@@ -474,7 +474,7 @@ fn a_client_that_leaves_closes_the_upstream_s_exchange() {
     });
 }
 
-/// "First head within 10 s of accept"; half a request holds nobody else up
+/// docs/http.md: "Half a request holds nobody else up"
 #[test]
 fn half_requests_hold_nobody_up() {
     let site = site();
@@ -491,7 +491,7 @@ fn half_requests_hold_nobody_up() {
     assert_eq!(site.call(VERSION).json()["id"], 1);
 }
 
-/// Every byte that can be sent, and none that makes the agent fall.
+/// docs/http.md: "what is no request, frame or greeting closes their connection"
 #[test]
 fn noise_is_refused() {
     let site = site();
@@ -513,7 +513,7 @@ fn noise_is_refused() {
     assert_eq!(ended.out(), "200");
 }
 
-/// A body where none is expected is read and dropped, not taken for the next request.
+/// docs/http.md: "A body where none is expected is read and dropped, not taken for the next request."
 #[test]
 fn the_body_of_a_get_is_no_request() {
     let site = site();
@@ -532,7 +532,7 @@ fn the_body_of_a_get_is_no_request() {
     assert_eq!(site.upstream.requests().len(), 1);
 }
 
-/// A client that closes its side after its request (`printf ... | nc`) is answered.
+/// docs/http.md: "a client that closes its side after its request (`printf ... | nc`) is answered"
 #[test]
 fn a_client_that_has_said_everything_is_answered() {
     let site = site();

@@ -69,7 +69,7 @@ fn children(pid: u32) -> Vec<u32> {
     all.split_whitespace().map(|child| child.parse().unwrap()).collect()
 }
 
-/// "INT, TERM, HUP, QUIT, USR1, USR2 ... reach the tool, a second INT too"
+/// docs/tools.md: "INT, TERM, HUP, QUIT, USR1 and USR2 reach the tool, each time."
 #[test]
 fn signals_reach_the_tool() {
     let site = site();
@@ -96,7 +96,7 @@ fn signals_reach_the_tool() {
     assert_eq!(running.end_with_open_input().code(), Some(9));
 }
 
-/// "Ctrl-C": the tool dies by it, and the shim by the same
+/// docs/tools.md: "a tool killed by a signal kills its shim by the same signal": Ctrl-C, too.
 #[test]
 fn a_signal_that_kills_the_tool_kills_the_shim() {
     let site = site();
@@ -109,7 +109,8 @@ fn a_signal_that_kills_the_tool_kills_the_shim() {
     }
 }
 
-/// Whatever the tool does with a signal is what happens.
+/// docs/tools.md: "output, exit status and behaviour are the same": whatever the tool does with a signal is
+/// what happens.
 #[test]
 fn a_tool_that_outlives_a_signal_ends_as_it_likes() {
     let site = site();
@@ -120,7 +121,7 @@ fn a_tool_that_outlives_a_signal_ends_as_it_likes() {
     assert!(ended.out().ends_with("caught\n"));
 }
 
-/// "shim killed ...: TERM to the job, KILL after `kill_grace_secs` (2)"
+/// docs/tools.md: "A shim, agent or server that is killed ends its jobs."
 #[test]
 fn a_killed_shim_ends_its_job() {
     let site = site();
@@ -136,7 +137,7 @@ fn a_killed_shim_ends_its_job() {
     assert!(records.iter().filter(|record| record["event"] == "outcome").count() == 2, "{records:?}");
 }
 
-/// "agent killed (its link closed and not resumed within 2 s) ...: TERM to the job"
+/// docs/tools.md: "A shim, agent or server that is killed ends its jobs."
 #[test]
 fn a_killed_agent_ends_its_jobs() {
     let mut site = site();
@@ -149,7 +150,7 @@ fn a_killed_agent_ends_its_jobs() {
     assert!(ended.err().starts_with("carapace:") && ended.err().contains("unknown"), "{}", ended.err());
 }
 
-/// "dies with the server (parent-death signal)"; "125 ... outcome unknown"
+/// docs/tools.md: "A shim, agent or server that is killed ends its jobs."
 #[test]
 fn a_killed_server_ends_its_jobs() {
     let mut site = site();
@@ -162,7 +163,7 @@ fn a_killed_server_ends_its_jobs() {
     assert!(ended.err().starts_with("carapace:") && ended.err().contains("unknown"), "{}", ended.err());
 }
 
-/// "`tool | head -1` ends the tool (SIGPIPE, as natively)"
+/// docs/tools.md: "A reader that has enough ends the tool, as natively."
 #[test]
 fn a_reader_that_has_enough_ends_the_tool() {
     let site =
@@ -175,7 +176,8 @@ fn a_reader_that_has_enough_ends_the_tool() {
     wait_until("yes ends", Duration::from_secs(4), || children(site.server_pid()).is_empty());
 }
 
-/// "`timeout_secs`: TERM, KILL after the grace; the caller is told when the tree is gone, and that it was the timeout"
+/// docs/tools.md: "`timeout_secs` and `max_output_bytes` end it (TERM, and KILL after `kill_grace_secs`), and
+/// the caller is told when it is gone."
 #[test]
 fn a_job_that_takes_too_long_is_ended() {
     let site = site_with("timeout_secs: 1");
@@ -195,7 +197,7 @@ fn a_job_that_takes_too_long_is_ended() {
     }
 }
 
-/// "Output over `max_output_bytes` ends the job with a clear error"
+/// docs/tools.md: "`timeout_secs` and `max_output_bytes` end it"
 #[test]
 fn a_job_that_prints_too_much_is_ended() {
     let site = site_with("max_output_bytes: 100000");
@@ -209,7 +211,7 @@ fn a_job_that_prints_too_much_is_ended() {
     assert!(!is_alive(pid));
 }
 
-/// "`max_concurrent` reached: wait up to 5 s, then -32004"
+/// docs/tools.md: "`max_concurrent` by waiting for up to 5 s, and then 125"
 #[test]
 fn runs_wait_for_each_other_where_only_one_may_be() {
     let site = site_with("max_concurrent: 1");
@@ -225,7 +227,8 @@ fn runs_wait_for_each_other_where_only_one_may_be() {
     assert!(took > Duration::from_secs(4) && took < Duration::from_secs(8), "{took:?}");
 }
 
-/// "A grandchild that keeps stdout open after the tool has exited delays nothing for more than 1 s"; "The whole tree ends"
+/// docs/tools.md: "that keeps the output open delays the end by a second at most, and is ended with the job's
+/// process group"
 #[test]
 fn a_grandchild_holds_nobody_up_and_does_not_stay() {
     let site = site();
@@ -237,8 +240,8 @@ fn a_grandchild_holds_nobody_up_and_does_not_stay() {
     wait_until("the grandchild ends", Duration::from_secs(5), || !is_alive(child));
 }
 
-/// "Only descriptors 0-2 are inherited; signal mask and dispositions are default; own session and process group; umask 077;
-/// no new privileges"
+/// docs/tools.md: "A job is a fresh process: descriptors 0 to 2 and no others, signal mask and dispositions
+/// as default, its own session and process group, umask 077, no new privileges"
 #[test]
 fn a_job_is_a_fresh_process() {
     let site = site();
@@ -267,7 +270,7 @@ fn a_job_is_a_fresh_process() {
     drop(running);
 }
 
-/// "no zombie/leaked fds after 200 runs"
+/// docs/tools.md: "and leave nothing behind"
 #[test]
 fn two_hundred_runs_leave_nothing_behind() {
     let site = site();
@@ -292,7 +295,7 @@ fn two_hundred_runs_leave_nothing_behind() {
     assert_eq!(site.wait_for_records(402).len(), 402);
 }
 
-/// "SIGTERM drains (finish what runs ...)"
+/// docs/deploy.md: "what runs is finished (up to 30 s), nothing new is taken on"
 #[test]
 fn a_running_job_finishes_when_the_server_drains() {
     let mut site = site();
@@ -308,7 +311,7 @@ fn a_running_job_finishes_when_the_server_drains() {
     assert_eq!(site.server().wait(LONG).unwrap().unwrap().code(), Some(0));
 }
 
-/// "`limits:` (cpu seconds, address space, open files, processes) by rlimit"
+/// docs/tools.md: "`limits` by rlimit"
 #[test]
 fn limits_hold() {
     let site = site_with("limits: { open_files: 17, cpu_secs: 1 }");
@@ -317,7 +320,7 @@ fn limits_hold() {
     assert_eq!(ended.signal(), Some(Signal::SIGXCPU as i32), "{:?}", ended.status);
 }
 
-/// Other calls go on while a tool floods or stalls.
+/// docs/tools.md: "A tool that floods disturbs no call."
 #[test]
 fn a_tool_that_floods_disturbs_no_call() {
     let site = site();

@@ -1,5 +1,5 @@
 //! The real programs, end to end: real processes, sockets, signals, files. Each test is headed by the sentence that it
-//! proves, of the deployment guide (`guide:`), of `docs/`, or of the tables that those are made from.
+//! proves, of `docs/` or of the deployment guide (`guide:`).
 #![forbid(unsafe_code)]
 #![expect(
     clippy::expect_used,
@@ -15,6 +15,7 @@ mod calls;
 mod events;
 mod guide;
 mod hardship;
+mod headings;
 mod http;
 mod jobs;
 mod kit;

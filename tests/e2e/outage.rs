@@ -17,8 +17,7 @@ fn setup() -> Setup {
     Setup::policy(policy_with_tools(&[]))
 }
 
-/// "link down or server away, not started | 503 with `Retry-After` | -32004"; "A new call during an outage waits up to 1 s
-/// from the loss, then gets 503 `not started`"
+/// docs/http.md: "Without a server a call is refused within a second of the loss, as not started (503)."
 #[test]
 fn without_a_server_calls_are_refused_within_a_second() {
     let mut site = setup().prepare();
@@ -39,7 +38,7 @@ fn without_a_server_calls_are_refused_within_a_second() {
     assert_eq!(site.events("/api/v1/events").head.status, 503);
 }
 
-/// "recovery after the server is killed and restarted: <= 1 s, every waiting client answered"
+/// docs/http.md: "The agent recovers by itself within a second of the server's return."
 #[test]
 fn the_agent_recovers_within_a_second_of_the_server_s_return() {
     let mut site = setup().start();
@@ -51,7 +50,8 @@ fn the_agent_recovers_within_a_second_of_the_server_s_return() {
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
-/// "by itself": nobody calls meanwhile, and the outage is long
+/// docs/http.md: "The agent recovers by itself within a second of the server's return": nobody calls
+/// meanwhile.
 #[test]
 fn the_agent_recovers_by_itself() {
     let mut site = setup().start();
@@ -64,7 +64,7 @@ fn the_agent_recovers_by_itself() {
     assert_eq!(site.call(VERSION).status, 200);
 }
 
-/// "A new call during an outage waits up to 1 s from the loss"
+/// docs/http.md: "A call in a short outage only takes longer."
 #[test]
 fn a_call_in_a_short_outage_only_takes_longer() {
     let mut site = setup().start();
@@ -75,7 +75,8 @@ fn a_call_in_a_short_outage_only_takes_longer() {
     assert_eq!(connection.answer().json()["result"]["version"], "0.14.4");
 }
 
-/// "session lost while it ran | 504 | -32005, says the outcome is unknown"; "An effect is never started twice."
+/// docs/http.md: "One that ran when the session was lost has an unknown outcome (504): it is never started
+/// twice."
 #[test]
 fn a_call_that_runs_when_the_server_dies_has_an_unknown_outcome() {
     let mut site = setup().start();
@@ -97,7 +98,8 @@ fn a_call_that_runs_when_the_server_dies_has_an_unknown_outcome() {
     assert_eq!(first, 2, "the lost call and the new one");
 }
 
-/// Every caller is answered while the server dies again and again, and every answer is true.
+/// docs/http.md: "it is never started twice": every caller is answered while the server dies again and again,
+/// and every answer is true.
 #[test]
 fn callers_are_answered_whatever_happens_to_the_server() {
     let mut site = setup().start();
@@ -142,7 +144,7 @@ fn callers_are_answered_whatever_happens_to_the_server() {
     );
 }
 
-/// "a killed agent's jobs and fetches must not live on"
+/// docs/http.md: "An agent or a server that is gone leaves no stream, call or job behind"
 #[test]
 fn a_killed_agent_s_calls_are_given_up() {
     let mut site = setup().start();
@@ -162,7 +164,7 @@ fn a_killed_agent_s_calls_are_given_up() {
     assert_eq!(site.call(VERSION).status, 200);
 }
 
-/// "SIGTERM drains: finish what runs, up to 30 s, accept nothing new"; "a running call finishes, exit 0"
+/// docs/deploy.md: "what runs is finished (up to 30 s), nothing new is taken on"
 #[test]
 fn a_running_call_finishes_when_the_server_drains() {
     let mut site = setup().start();
@@ -184,7 +186,7 @@ fn a_running_call_finishes_when_the_server_drains() {
     );
 }
 
-/// "a running call finishes" when it is the agent that is to end
+/// docs/deploy.md: "what runs is finished (up to 30 s)": also when it is the agent that is to end.
 #[test]
 fn a_running_call_finishes_when_the_agent_drains() {
     let mut site = setup().start();
@@ -198,7 +200,7 @@ fn a_running_call_finishes_when_the_agent_drains() {
     assert_eq!(site.agent().wait(LONG).unwrap().unwrap().code(), Some(0));
 }
 
-/// "a second one stops at once"
+/// docs/deploy.md: "a second one ends at once"
 #[test]
 fn a_second_signal_ends_a_daemon_at_once() {
     let mut site = setup().start();
@@ -215,7 +217,7 @@ fn a_second_signal_ends_a_daemon_at_once() {
     assert_eq!((connection.answer().status), 504);
 }
 
-/// docs/deploy.md: "SIGTERM and SIGINT drain: what runs is finished": what nobody has asked for in full does not run
+/// docs/http.md: "Half a request holds nobody else up, and does not keep an agent from ending."
 #[test]
 fn half_requests_do_not_keep_an_agent_from_ending() {
     let mut site = setup().start();
@@ -238,7 +240,7 @@ fn half_requests_do_not_keep_an_agent_from_ending() {
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
 
-/// The same for a server: its agents' links are no work.
+/// docs/deploy.md: "what runs is finished": links of agents are no work.
 #[test]
 fn a_linked_server_with_nothing_to_do_ends_at_once() {
     let mut site = setup().start();
@@ -248,7 +250,7 @@ fn a_linked_server_with_nothing_to_do_ends_at_once() {
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
-/// Two agents of one server; one goes, the other stays.
+/// Of two agents of one server one goes, and the other stays.
 #[test]
 fn agents_are_apart() {
     let mut site = setup().start();

@@ -48,7 +48,8 @@ fn raw(head: &str, body: &[u8]) -> Fault {
     Fault::Raw([head.as_bytes(), b"\r\nConnection: close\r\n\r\n", body].concat())
 }
 
-/// docs/protocol.md: "tools that are not JSON-RPC: denied ... 403, 404 or 405 with `Allow`"
+/// docs/protocol.md: "tools that are not JSON-RPC: denied; rate limited | 403, 404 or 405 with `Allow`; 429
+/// with `Retry-After`"
 #[test]
 fn what_is_not_allowed_is_denied() {
     let site = site();
@@ -70,7 +71,7 @@ fn what_is_not_allowed_is_denied() {
     );
 }
 
-/// "Which tool: the listener's own. Nothing in the request can choose another tool."
+/// docs/http.md: "**Which tool** is the listener's own; nothing in a request chooses another."
 #[test]
 fn a_port_speaks_for_its_tool_alone() {
     let site = site();
@@ -90,8 +91,7 @@ fn a_port_speaks_for_its_tool_alone() {
     }
 }
 
-/// docs/policy.md: "Of the caller's headers only `Accept`, ... and what `headers_allow` names reach the upstream;
-/// `Authorization` and `Cookie` never do. `headers_inject` wins over all."
+/// docs/policy.md: "`Authorization` and `Cookie` never do. `headers_inject` wins over all."
 #[test]
 fn headers_are_the_policy_s() {
     let mut site = site();
@@ -135,7 +135,8 @@ fn a_body_that_is_not_judged_streams_through() {
     assert_eq!(requests[0].header("content-length"), Some("6000000"));
 }
 
-/// An upstream may have its say before it has heard everything.
+/// docs/http.md: "Other bodies stream, in both directions.": an upstream may have its say before it has heard
+/// everything.
 #[test]
 fn an_answer_before_the_end_of_an_upload_arrives() {
     let early = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -158,7 +159,7 @@ fn an_answer_before_the_end_of_an_upload_arrives() {
     }
 }
 
-/// An upload that breaks off is not a whole one.
+/// docs/http.md: "an upload that breaks off does not arrive as a whole one"
 #[test]
 fn an_upload_that_breaks_off_does_not_arrive() {
     let site = site();
@@ -174,7 +175,7 @@ fn an_upload_that_breaks_off_does_not_arrive() {
     assert!(site.upstream.requests().is_empty(), "half a request was taken for one");
 }
 
-/// "an answer that is ... cut short is a 502 (a streamed one is aborted), never a quietly short one"
+/// docs/http.md: "one that breaks off is aborted"
 #[test]
 fn a_download_that_breaks_off_is_aborted() {
     let site = site();
@@ -195,7 +196,7 @@ fn a_download_that_breaks_off_is_aborted() {
     assert_eq!(get(&site, "/files/a").status, 502);
 }
 
-/// "Other bodies stream: head within `timeout_secs`, never idle for `timeout_secs`"
+/// docs/http.md: "A download must begin within `timeout_secs` and never be idle for so long"
 #[test]
 fn a_download_that_stalls_is_aborted() {
     let site = site();
@@ -217,7 +218,7 @@ fn a_download_that_stalls_is_aborted() {
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(3), "{took:?}");
 }
 
-/// "never idle for `timeout_secs`": one that goes on is not idle, however long it takes
+/// docs/http.md: "never be idle for so long": one that goes on is not, however long it takes.
 #[test]
 fn a_slow_download_is_not_a_stalled_one() {
     let body = "z".repeat(30);
@@ -237,7 +238,7 @@ fn a_slow_download_is_not_a_stalled_one() {
     assert_eq!(connection.answer().text(), body);
 }
 
-/// "a valid answer passes with its status, type, encoding and bytes unchanged"
+/// docs/http.md: "A valid answer passes with its status, type, encoding and bytes unchanged"
 #[test]
 fn encodings_ranges_and_heads_pass() {
     let site = site();
@@ -256,7 +257,7 @@ fn encodings_ranges_and_heads_pass() {
     assert_eq!(get(&site, "/files/a").status, 304);
 }
 
-/// "Bodies stream both ways with credit": a slow reader costs neither memory nor bytes
+/// docs/http.md: "A slow reader costs neither memory nor bytes."
 #[test]
 fn a_slow_reader_of_a_large_answer_costs_no_memory() {
     let site = site();
@@ -312,7 +313,7 @@ fn stream(site: &Site) -> EventStream {
     stream
 }
 
-/// "The upstream ... is silent ...: the client's stream is ended, so that it reconnects"
+/// docs/http.md: "is silent for `event_idle_secs` ends the client's"
 #[test]
 fn a_stream_that_fell_silent_is_ended() {
     let site = site();
@@ -323,7 +324,7 @@ fn a_stream_that_fell_silent_is_ended() {
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(3), "{took:?}");
 }
 
-/// "One event at most 4 MiB (`max_event_bytes`); a longer one ends the stream with a record, not with a cut event"
+/// docs/http.md: "and so does an event over `max_event_bytes`"
 #[test]
 fn an_event_that_is_too_long_ends_the_stream() {
     let site = site();

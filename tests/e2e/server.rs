@@ -24,7 +24,7 @@ fn health_is_what_the_guide_shows() {
     assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
 }
 
-/// "Every command has ... a non-zero exit on failure"
+/// guide: "Agent can't reach server ... Verify server is listening"
 #[test]
 fn health_without_a_server_fails() {
     let mut site = Setup::guide().start_server();
@@ -34,7 +34,7 @@ fn health_without_a_server_fails() {
     assert!(health.err().contains(&site.server_port()), "{}", health.err());
 }
 
-/// "The server looks up the uid of a loopback peer and serves root, its own uid and the uids in `clients:`"
+/// docs/deploy.md: "it serves root, its own account, and the uids that `clients:` names"
 #[test]
 fn another_account_is_served_only_when_the_policy_names_it() {
     const NOBODY: &str = "65534";
@@ -73,7 +73,8 @@ fn policy_version(port: &str) -> String {
     health["policy_version"].as_str().unwrap().to_owned()
 }
 
-/// "`SIGHUP` reloads the policy; a policy that is broken: the server keeps the policy it has and says so"
+/// docs/deploy.md: "SIGHUP reads the policy again and reopens the audit log; a policy with a mistake is
+/// logged, and the one in force stays."
 #[test]
 fn a_reload_puts_the_new_policy_in_force_and_never_a_broken_one() {
     let mut site = Setup::guide().start_server();
@@ -92,7 +93,7 @@ fn a_reload_puts_the_new_policy_in_force_and_never_a_broken_one() {
     assert_eq!(policy_version(&port), second);
 }
 
-/// docs/audit.md: "Rotation: `SIGHUP` reopens the file."
+/// docs/deploy.md: "SIGHUP reads the policy again and reopens the audit log"
 #[test]
 fn a_log_that_was_moved_away_is_made_anew() {
     let mut site = Setup::guide().start_server();
@@ -102,7 +103,7 @@ fn a_log_that_was_moved_away_is_made_anew() {
     assert_eq!(fs::metadata(site.audit_log()).unwrap().permissions().mode() & 0o7777, 0o640);
 }
 
-/// Rotation under way loses no record and doubles none.
+/// docs/deploy.md: "reopens the audit log": no record is lost, and none doubled.
 #[test]
 fn calls_go_on_while_the_log_is_rotated() {
     let mut site = Setup::policy(policy_with_tools(&[])).start();
@@ -149,7 +150,8 @@ fn calls_go_on_while_the_log_is_rotated() {
     assert_eq!((ids.len(), records().len()), (2 * calls, 2 * calls));
 }
 
-/// docs/policy.md: "rate-limit memory stays" over a reload
+/// docs/deploy.md: "SIGHUP reads the policy again": what was called within the window counts under the new
+/// one, too.
 #[test]
 fn a_reload_does_not_forget_what_was_called() {
     let policy = policy_with_tools(&[]) + "    rate_limit: { max_requests: 2, window_secs: 60 }\n";
@@ -167,7 +169,7 @@ fn a_reload_does_not_forget_what_was_called() {
     assert_eq!(site.call(version).code(), -32002);
 }
 
-/// "SIGTERM or SIGINT drains. Exit codes: 0"
+/// docs/deploy.md: "SIGTERM and SIGINT drain"; "Exit codes: 0"
 #[test]
 fn a_server_with_nothing_to_do_ends_at_once() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {

@@ -38,7 +38,7 @@ fn is_refusal(ended: &Ended, code: i32) {
     assert!(said.starts_with("carapace:") && said.ends_with('\n') && said.lines().count() == 1, "{said:?}");
 }
 
-/// "Byte-identical output, the same exit status"
+/// docs/tools.md: "The measure is the native run: output, exit status and behaviour are the same."
 #[test]
 fn output_and_exit_code_are_those_of_the_native_run() {
     let site = site();
@@ -68,7 +68,8 @@ fn output_and_exit_code_are_those_of_the_native_run() {
     }
 }
 
-/// "death by signal N kills the shim by the same signal (a shell sees what it would natively)"
+/// docs/tools.md: "a tool killed by a signal kills its shim by the same signal, so that a shell sees what it
+/// would natively"
 #[test]
 fn a_tool_killed_by_a_signal_is_seen_to_be() {
     let site = site();
@@ -87,7 +88,7 @@ fn a_tool_killed_by_a_signal_is_seen_to_be() {
     }
 }
 
-/// "stdin, stdout, stderr stream as bytes"; sha256 of both ends compared
+/// docs/tools.md: "**Standard input, output and error** stream as bytes"
 #[test]
 fn large_binary_input_arrives_byte_for_byte() {
     let site = site();
@@ -97,7 +98,7 @@ fn large_binary_input_arrives_byte_for_byte() {
     assert_eq!((ours.code(), ours.out(), ours.err()), (Some(0), native.out(), String::new()));
 }
 
-/// "a 10 GB pipe needs no memory": there and back
+/// docs/tools.md: "a long pipe needs no memory"
 #[test]
 fn a_pipe_through_the_tool_gives_back_what_went_in() {
     let site = site();
@@ -110,7 +111,7 @@ fn a_pipe_through_the_tool_gives_back_what_went_in() {
     assert!(after < before + 12 * 1024, "from {before} KiB to {after} KiB");
 }
 
-/// "as they come ...: the first byte arrives when the tool writes it; closing stdin is seen as end of file"
+/// docs/tools.md: "the first byte arrives when the tool writes it, the end of input is seen as such"
 #[test]
 fn input_and_output_are_a_conversation() {
     let site = site();
@@ -125,7 +126,7 @@ fn input_and_output_are_a_conversation() {
     assert!(ended.out().ends_with("got 4\nend\n"), "{}", ended.out());
 }
 
-/// "a shim whose stdin is never read does not hang at exit"
+/// docs/tools.md: "Input that nobody reads holds nobody up"
 #[test]
 fn input_that_nobody_reads_holds_nobody_up() {
     let site = site();
@@ -139,8 +140,7 @@ fn input_that_nobody_reads_holds_nobody_up() {
     assert_eq!(ended.out(), "4\n");
 }
 
-/// "stdin is read ... never where the policy says `stdin: false`"; "default false: the tool sees end of file, the shim reads
-/// nothing"
+/// docs/tools.md: "input that the policy does not give (`stdin: false`, the default) is left to others"
 #[test]
 fn input_that_the_policy_does_not_give_is_left_to_others() {
     let site = site();
@@ -150,7 +150,8 @@ fn input_that_the_policy_does_not_give_is_left_to_others() {
     assert_eq!((ended.out().as_str(), ended.err().as_str()), ("0\nfor whoever comes next", ""));
 }
 
-/// "argv byte for byte, also when it is not UTF-8, empty, 100 KB long or contains newlines"
+/// docs/tools.md: "**Arguments**, byte for byte, also when they are not UTF-8, empty, 100 KB long, contain
+/// newlines, or are many."
 #[test]
 fn arguments_arrive_byte_for_byte() {
     let site = site();
@@ -176,7 +177,7 @@ fn arguments_arrive_byte_for_byte() {
     assert!(ended.stdout == expected, "{} bytes of {}", ended.stdout.len(), expected.len());
 }
 
-/// As many arguments as a program takes.
+/// docs/tools.md: "or are many"
 #[test]
 fn very_many_arguments_arrive() {
     let site = site();
@@ -188,8 +189,8 @@ fn very_many_arguments_arrive() {
     assert_eq!(run(&mut command).out(), "14\n");
 }
 
-/// "`env_allow`: what a caller may set; everything else of the caller's is dropped"; "`env_inject`, which always wins"; "a
-/// fixed PATH, HOME, USER, LOGNAME of the account"
+/// docs/tools.md: "A tool gets a fixed PATH, the account's HOME, USER and LOGNAME, then that, then
+/// `env_inject`, which wins. Injected secrets are in no log and no record."
 #[test]
 fn the_environment_is_built_from_nothing() {
     let keys = "argv_allow_patterns: ['']\nenv_allow: [LANG, 'LC_*', TOKEN]\n\
@@ -222,7 +223,7 @@ fn the_environment_is_built_from_nothing() {
     assert!(!logged.contains("from the host") && !logged.contains("a literal value"), "{logged}");
 }
 
-/// The secret is what the host has, whatever is done with what the tool prints.
+/// docs/tools.md: "Injected secrets are in no log and no record", at any level; the tool has them whole.
 #[test]
 fn an_injected_secret_reaches_the_tool_whole() {
     let keys = "argv_allow_patterns: ['**']\nenv_inject: { TOKEN: { env: HOST_TOKEN } }";
@@ -238,8 +239,8 @@ fn an_injected_secret_reaches_the_tool_whole() {
     assert!(!log.contains("s3cret"), "{log}");
 }
 
-/// "126 denied by policy ..., each with one line on stderr beginning `carapace:`, never on stdout"; "never a pattern, a policy
-/// key, a path of the host"
+/// docs/tools.md: "126 denied by the policy"; "each with one line on standard error that begins `carapace:`,
+/// never on standard output, and without a rule or a path of the host"
 #[test]
 fn a_denied_command_line() {
     let site = site();
@@ -267,7 +268,7 @@ fn a_denied_command_line() {
     );
 }
 
-/// "127 unknown tool"
+/// docs/tools.md: "127 unknown tool"
 #[test]
 fn an_unknown_tool() {
     let site = site();
@@ -284,7 +285,7 @@ fn an_unknown_tool() {
     assert_eq!(site.wait_for_records(4).len(), 4);
 }
 
-/// "125 anything else (agent or link away, ...)"
+/// docs/tools.md: "125 for anything else (the agent or the server is away"
 #[test]
 fn an_agent_or_a_server_that_is_away() {
     let mut site = site();
@@ -301,8 +302,8 @@ fn an_agent_or_a_server_that_is_away() {
     is_refusal(&run(&mut script(&site, "echo x")), 125);
 }
 
-/// "its symlink's name; `carapace-shim --tool NAME ARGS...` does the same without a symlink; `--version` and `--help` only
-/// under its own name"
+/// docs/tools.md: "`carapace-shim --tool NAME ARGS...` does the same without a link; `--version` and `--help`
+/// are the shim's only under its own name."
 #[test]
 fn the_shim_under_its_own_name() {
     let site = site();
@@ -321,7 +322,7 @@ fn the_shim_under_its_own_name() {
     );
 }
 
-/// "a shim that finds itself below a job says so and stops"
+/// docs/tools.md: "a shim that finds itself below a job says so and stops"
 #[test]
 fn a_job_cannot_call_itself_for_ever() {
     let site = site();
@@ -336,7 +337,8 @@ fn a_job_cannot_call_itself_for_ever() {
     assert!(ended.err().starts_with("carapace:"), "{}", ended.err());
 }
 
-/// "cwd is sent and used only as the policy says: outside `cwd_allowed` after resolving symlinks is denied"
+/// docs/tools.md: "`cwd` (default `/`), or the caller's own where `cwd_allowed` holds it once symbolic links
+/// are resolved"
 #[test]
 fn working_directories() {
     let site = Setup::policy(policy_with_tools(&[])).prepare();
@@ -367,7 +369,7 @@ fn working_directories() {
     assert_ne!(ended.out(), format!("{}\n", other.display()));
 }
 
-/// "binary: missing is a warning (and an error for each call)"
+/// docs/policy.md: "Looked at when the policy is loaded: missing is a warning, writable by others an error"
 #[test]
 fn a_tool_that_is_not_installed() {
     let site = Setup::policy(policy_with_tools(&[
@@ -387,7 +389,7 @@ fn a_tool_that_is_not_installed() {
     );
 }
 
-/// "writable by others is an error"
+/// docs/policy.md: "missing is a warning, writable by others an error"
 #[test]
 fn a_tool_that_others_may_write_is_refused_at_the_start() {
     let mut site = Setup::policy(policy_with_tools(&[])).prepare();
@@ -403,7 +405,7 @@ fn a_tool_that_others_may_write_is_refused_at_the_start() {
     assert_eq!(run(&mut site.tool("tool")).out(), "hello\n");
 }
 
-/// Runs side by side are runs apart.
+/// docs/tools.md: "Runs side by side are runs apart"
 #[test]
 fn many_runs_at_once_keep_their_bytes_apart() {
     let site = site();
@@ -421,7 +423,8 @@ fn many_runs_at_once_keep_their_bytes_apart() {
     });
 }
 
-/// docs/audit.md: "`argv`: arguments, redacted, where the policy says `log_argv`"; "`exit_code`, `signal`"
+/// docs/audit.md: "arguments, redacted, where the policy says `log_argv`"; "`status`, `exit_code`, `signal`,
+/// `error` | outcome | how it ended: one of them"
 #[test]
 fn runs_are_recorded_with_their_ends() {
     let keys = "argv_allow_patterns: ['**']\naudit: { enabled: true, redact_patterns: ['--session=*'] }";

@@ -23,7 +23,7 @@ fn server() -> Launch {
     Launch::new(binaries().path("carapace-server"))
 }
 
-/// guide: "Verify installation: carapace-server --version, carapace-debug --version"
+/// guide: "Verify installation"
 #[test]
 fn programs_say_their_version_and_their_usage() {
     for program in ["carapace-server", "carapace-agent", "carapace-shim", "carapace-debug"] {
@@ -39,7 +39,7 @@ fn programs_say_their_version_and_their_usage() {
     }
 }
 
-/// "Exit codes: 64 usage"
+/// docs/deploy.md: "64 usage"
 #[test]
 fn a_wrong_command_line_ends_with_64_and_is_named() {
     for program in ["carapace-server", "carapace-agent"] {
@@ -58,7 +58,7 @@ fn a_wrong_command_line_ends_with_64_and_is_named() {
     }
 }
 
-/// "A value that does not parse is an error that names it. Exit codes: 78 configuration"
+/// docs/deploy.md: "78 configuration or policy"
 #[test]
 fn a_wrong_value_of_the_environment_ends_with_78_and_is_named() {
     let wrong = [
@@ -77,7 +77,8 @@ fn a_wrong_value_of_the_environment_ends_with_78_and_is_named() {
     }
 }
 
-/// "An unknown key ... is an error with file, line, column and the offending snippet. The server then exits with status 78"
+/// docs/policy.md: "A mistake is an error with file, line, column and the line itself; no message quotes a
+/// secret. At start the server then exits with status 78"
 #[test]
 fn a_policy_that_does_not_parse_ends_with_78_and_is_shown() {
     let site =
@@ -99,7 +100,7 @@ fn a_policy_that_does_not_parse_ends_with_78_and_is_shown() {
     assert!(said.contains(&format!("{}:", site.policy_file().display())), "{said}");
 }
 
-/// "Meaning: all of them"
+/// docs/policy.md: "A mistake is an error with file, line, column and the line itself": each of them.
 #[test]
 fn every_mistake_of_meaning_is_named_at_once() {
     let site =
@@ -112,7 +113,7 @@ fn every_mistake_of_meaning_is_named_at_once() {
     }
 }
 
-/// "CARAPACE_POLICY_FILE, default /etc/carapace/policy.yaml"
+/// docs/deploy.md: "78 configuration or policy"
 #[test]
 fn a_policy_that_is_not_there_or_no_file_ends_with_78() {
     let site = Setup::guide().prepare();
@@ -124,7 +125,7 @@ fn a_policy_that_is_not_there_or_no_file_ends_with_78() {
     assert_eq!(refusal(&site).0, Some(78));
 }
 
-/// "A policy file that others may write is refused"
+/// docs/deploy.md: "It must not be writable by others."
 #[test]
 fn a_policy_that_others_may_write_ends_with_78() {
     let site = Setup::guide().prepare();
@@ -134,7 +135,7 @@ fn a_policy_that_others_may_write_ends_with_78() {
     assert!(said.contains("everybody may write it"), "{said}");
 }
 
-/// "No error message quotes a secret"
+/// docs/policy.md: "no message quotes a secret"
 #[test]
 fn a_mistake_beside_a_secret_does_not_show_it() {
     let policy = "tools:\n  op:\n    type: cli\n    binary: /usr/bin/op\n    argv_allow_patterns: ['**']\n    \
@@ -144,7 +145,8 @@ fn a_mistake_beside_a_secret_does_not_show_it() {
     assert!(said.contains(":7:") && !said.contains("hunter2"), "{said}");
 }
 
-/// "69 cannot bind"; guide: "Check port isn't already in use"
+/// docs/deploy.md: "69 an address or file that is needed cannot be had"; guide: "Check port isn't already in
+/// use"
 #[test]
 fn a_port_in_use_ends_with_69() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -182,7 +184,7 @@ fn an_audit_log_that_another_server_writes_ends_with_69() {
     assert!(ended.err().contains("another process writes it"), "{}", ended.err());
 }
 
-/// "Nothing runs unrecorded"
+/// docs/audit.md: "written **before** its effect": a server that could not write starts nothing.
 #[test]
 fn an_audit_log_that_cannot_be_opened_ends_with_78() {
     let site = Setup::guide().prepare();
@@ -192,7 +194,7 @@ fn an_audit_log_that_cannot_be_opened_ends_with_78() {
     assert!(said.contains(site.audit_log().to_str().unwrap()), "{said}");
 }
 
-/// docs/audit.md: "mode 0640"; "The file exists from the start."
+/// docs/audit.md: "mode 0640"; guide: "Check audit log is working: ls -la /var/log/carapace/audit.log"
 #[test]
 fn the_audit_log_is_there_from_the_start() {
     let site = Setup::guide().start_server();
@@ -200,7 +202,7 @@ fn the_audit_log_is_there_from_the_start() {
     assert_eq!((meta.len(), meta.permissions().mode() & 0o7777), (0, 0o640));
 }
 
-/// "`--check` (read everything, say what is wrong, start nothing)"
+/// docs/deploy.md: "`--check` says what is wrong and starts nothing"
 #[test]
 fn check_reads_everything_and_starts_nothing() {
     let site = Setup::guide().server_arg("--check").prepare();
@@ -215,7 +217,7 @@ fn check_reads_everything_and_starts_nothing() {
     assert!(said.contains(&format!("{}:1:8: ", site.policy_file().display())), "{said}");
 }
 
-/// "`--print-config` (what is in force and where from, secrets masked)"
+/// docs/deploy.md: "`--print-config` shows what is in force and where it comes from"
 #[test]
 fn print_config_says_what_is_in_force_and_where_from() {
     let site = Setup::guide().server_arg("--print-config").server_env("CARAPACE_LOG_JSON", "true").prepare();
@@ -232,7 +234,8 @@ fn print_config_says_what_is_in_force_and_where_from() {
     assert_eq!(line("log-level "), ["log-level", "info", "default"]);
 }
 
-/// docs/threats.md: "Until links have keys: listen on loopback and bring a VPN or ssh."
+/// docs/deploy.md: "Without `--insecure` the server refuses to listen anywhere but on loopback, and says
+/// why."
 #[test]
 fn an_address_that_strangers_reach_needs_insecure() {
     let site = Setup::guide().prepare();
@@ -268,7 +271,7 @@ fn the_server_starts_as_the_guide_s_unit_starts_it() {
     }
 }
 
-/// "Logs go to stderr, one line an event"
+/// docs/deploy.md: "Flags win over environment variables, and these over defaults"
 #[test]
 fn the_log_level_decides_what_is_logged() {
     let site = Setup::guide().prepare();

@@ -46,8 +46,8 @@ fn is_closed_upon(addr: SocketAddr, bytes: &[u8]) -> Option<Duration> {
     }
 }
 
-/// "A length above the limit, an unknown binary kind or invalid JSON closes the link with a named reason; an announced
-/// length allocates nothing until bytes arrive"
+/// docs/protocol.md: "A length above the limit, a body of no bytes, a binary frame with parts missing or an
+/// invalid JSON message ends the link"; "An announced length allocates nothing before bytes arrive."
 #[test]
 fn the_server_s_port_survives_garbage() {
     let mut site = Setup::guide().start_server();
@@ -63,8 +63,7 @@ fn the_server_s_port_survives_garbage() {
     assert!(site.server().wait(Duration::ZERO).unwrap().is_none());
 }
 
-/// "A budget of 64 connections that evicts its oldest and never refuses the newest, so that strangers neither cost memory
-/// nor lock out a returning agent"
+/// docs/protocol.md: "of more than 64 connections that have not said it, the oldest gives way"
 #[test]
 fn strangers_who_say_nothing_lock_nobody_out() {
     let site = Setup::guide().start_server();
@@ -78,7 +77,7 @@ fn strangers_who_say_nothing_lock_nobody_out() {
     drop(crowd);
 }
 
-/// "5 s for the handshake"
+/// docs/protocol.md: "A peer has 5 s for its hello"
 #[test]
 fn a_stranger_who_says_nothing_is_closed() {
     let site = Setup::guide().start_server();
@@ -109,8 +108,7 @@ fn calls_go_on<T>(site: &Site, during: impl FnOnce() -> T) -> T {
     })
 }
 
-/// "garbage on every listening socket": the agent's HTTP port and its socket for shims, and the server's port, while normal
-/// calls go on
+/// docs/http.md: "Strangers may say to any port whatever they like"; "and calls go on"
 #[test]
 fn calls_go_on_while_strangers_talk_nonsense() {
     let mut site =
@@ -155,7 +153,7 @@ fn calls_go_on_while_strangers_talk_nonsense() {
     assert!(site.agent().wait(Duration::ZERO).unwrap().is_none());
 }
 
-/// "an announced length allocates nothing until bytes arrive"; "connections ...: idle connections hold no buffers"
+/// docs/http.md: "an announced length allocates nothing before bytes arrive"
 #[test]
 fn promises_of_much_cost_nothing() {
     let site = Setup::policy(policy_with_tools(&[])).start();
@@ -183,7 +181,7 @@ fn promises_of_much_cost_nothing() {
     assert_eq!(site.call(r#"{"jsonrpc":"2.0","id":1,"method":"version"}"#).status, 200);
 }
 
-/// "mode 0660": the shims' socket is for its owner and its group
+/// docs/deploy.md: "It is mode 0660: whoever is to use shims belongs to the unit's group."
 #[test]
 fn the_shims_socket_is_not_for_everybody() {
     let site = Setup::guide().start();

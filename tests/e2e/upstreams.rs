@@ -30,7 +30,7 @@ fn call_with(site: &Site, fault: Fault) -> Answer {
     site.call(VERSION)
 }
 
-/// "upstream refused ... | 502 | -32004"
+/// docs/protocol.md: "upstream refused, or its answer invalid | 502 | -32004"
 #[test]
 fn an_upstream_that_refuses() {
     let closed = free_addr();
@@ -44,7 +44,7 @@ fn an_upstream_that_refuses() {
     assert_eq!(records[0]["request_id"], records[1]["request_id"]);
 }
 
-/// "upstream too slow | 504 | -32005, says the outcome is unknown"
+/// docs/protocol.md: "upstream too slow | 504 | -32005: the outcome is unknown"
 #[test]
 fn an_upstream_that_stalls() {
     let site = setup().start();
@@ -58,8 +58,8 @@ fn an_upstream_that_stalls() {
     assert_eq!(site.upstream.requests().len(), 4, "nothing is sent twice");
 }
 
-/// "upstream ... its answer invalid | 502 | -32004"; "an answer that is not valid HTTP or is cut short is a 502, never a
-/// quietly short one"
+/// docs/http.md: "an answer that is not valid HTTP, is cut short or over `max_response_bytes` is a 502, never
+/// a quietly short one"
 #[test]
 fn an_upstream_that_breaks_off_or_talks_nonsense() {
     let site = setup().start();
@@ -89,7 +89,7 @@ fn an_upstream_that_breaks_off_or_talks_nonsense() {
     assert_eq!(site.upstream.requests().len(), 15, "nothing is sent twice");
 }
 
-/// "validated": a field that two parsers could read differently is not passed on
+/// docs/http.md: "an answer that is not valid HTTP": fields that two parsers could read differently are not.
 #[test]
 fn fields_of_an_answer_that_are_none() {
     let site = setup().start();
@@ -109,7 +109,8 @@ fn fields_of_an_answer_that_are_none() {
     }
 }
 
-/// "a valid answer passes with its status, type, encoding and bytes unchanged"
+/// docs/http.md: "A valid answer passes with its status, type, encoding and bytes unchanged, hop-by-hop
+/// fields and `Set-Cookie` removed; redirects are passed on, not followed."
 #[test]
 fn a_valid_answer_passes_as_it_is() {
     let site = setup().start();
@@ -152,7 +153,7 @@ fn a_valid_answer_passes_as_it_is() {
     }
 }
 
-/// "`max_response_bytes`, 16 MiB ...; over it 502"
+/// docs/http.md: "over `max_response_bytes` is a 502"
 #[test]
 fn an_answer_that_is_too_large() {
     let policy = policy_with_tools(&[])
@@ -168,7 +169,7 @@ fn an_answer_that_is_too_large() {
     assert_eq!(site.call(VERSION).status, 200);
 }
 
-/// "Keep-alive pool per upstream ...; one that the upstream closed is noticed before use"
+/// docs/http.md: "Connections are kept for other calls, and one that the upstream closed is not used again."
 #[test]
 fn connections_to_the_upstream_are_kept_and_their_end_is_noticed() {
     let site = setup().start();
@@ -185,7 +186,7 @@ fn connections_to_the_upstream_are_kept_and_their_end_is_noticed() {
     }
 }
 
-/// "A request that may have reached the upstream is never sent again."
+/// docs/http.md: "A request that may have reached the upstream is never sent again."
 #[test]
 fn a_call_on_a_kept_connection_that_breaks_is_not_repeated() {
     let site = setup().start();
@@ -194,7 +195,7 @@ fn a_call_on_a_kept_connection_that_breaks_is_not_repeated() {
     assert_eq!(site.upstream.requests().len(), 2);
 }
 
-/// "`unix:/path.sock` upstreams too"
+/// docs/http.md: "or on a Unix socket"
 #[test]
 fn an_upstream_on_a_unix_socket() {
     let folder = carapace_debug::rig::Folder::create("carapace-e2e-unix").unwrap();
@@ -247,7 +248,7 @@ fn nginx(site: &Site) -> Option<Daemon> {
     }
 }
 
-/// Calls, batches, large bodies and event streams by way of somebody else's HTTP.
+/// Calls, large bodies and event streams by way of somebody else's HTTP.
 #[test]
 fn nginx_as_an_upstream() {
     let mut site = setup().prepare();
@@ -278,7 +279,7 @@ fn nginx_as_an_upstream() {
     assert!(site.upstream.wait_for_streams(0, LONG));
 }
 
-/// "names resolved off the loop"
+/// docs/http.md: "Upstreams are reached over TCP, by address or by name"
 #[test]
 fn an_upstream_by_name() {
     let mut site = setup().prepare();
