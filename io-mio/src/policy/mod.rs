@@ -3,7 +3,7 @@
 mod fetch;
 
 use crate::exit::{Exit, Fatal};
-use carapace_policy::{Binary, Policy, Problem, Secret, SecretSource};
+use carapace_policy::{Binary, Policy, Problem, Scheme, Secret, SecretSource, ToolKind};
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -82,6 +82,8 @@ impl PolicyFile {
             log::warn!("policy: {warning}");
         }
         look_at_binaries(&policy)?;
+        refuse_https(&policy)
+            .map_err(|what| LoadError::new(format_args!("{}: {what}", self.path.display())))?;
         for source in policy.secrets().to_vec() {
             if let Err(problem) = provide(&mut policy, &source) {
                 log::warn!("policy: {problem}");
@@ -142,6 +144,18 @@ fn look_at_binaries(policy: &Policy) -> Result<(), LoadError> {
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(LoadError(problems.join("\n"))) }
+}
+
+/// There is no TLS to upstreams yet; a policy that relies on it is better refused than carried out in the clear.
+fn refuse_https(policy: &Policy) -> Result<(), String> {
+    for tool in policy.tools() {
+        if let ToolKind::Http(http) = tool.kind()
+            && http.upstream().scheme == Scheme::Https
+        {
+            return Err(format!("tool `{}`: https upstreams are not supported yet", tool.name()));
+        }
+    }
+    Ok(())
 }
 
 enum Finding {

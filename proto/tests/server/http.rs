@@ -575,3 +575,13 @@ fn a_batch_that_cannot_be_recorded_leaves_no_record_of_a_part() {
     host.pass(Duration::from_secs(2));
     assert_eq!(host.log, "");
 }
+
+#[test]
+fn nothing_for_an_https_upstream_goes_out_in_the_clear() {
+    let mut host =
+        Host::under(&super::host::POLICY.replace("http://127.0.0.1:18080", "https://127.0.0.1:18080"));
+    let stream = host.rpc(SEND);
+    assert!(host.dials.is_empty());
+    assert_eq!((host.replies[&stream].status, error_code(&host, stream)), (Some(502), -32004));
+    assert!(host.records()[1]["error"].as_str().unwrap().contains("https"));
+}

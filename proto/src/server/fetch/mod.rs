@@ -11,6 +11,7 @@ pub(super) use pool::Upstreams;
 
 use super::call::{Call, Fetching, PassedBody, State, Upload};
 use super::http::pairs;
+use super::record::Outcome;
 use super::{Server, Timer};
 use crate::ids::{CallId, ConnId};
 use crate::limits::{CONNECT_TIMEOUT, FEED_BYTES_HIGH, STREAM_HEAD_DELAY};
@@ -98,6 +99,14 @@ impl Server {
         upload: Option<Upload>,
     ) {
         let Some(upstream) = request.upstream() else { return };
+        if upstream.scheme == Scheme::Https {
+            // There is no TLS here yet, and what is meant for it must not cross a network in the clear.
+            if let Some(call) = self.calls.get_mut(&id) {
+                call.about.owes_outcome = true;
+            }
+            self.record_outcome(now, id, Outcome::Failed("https upstreams are not supported"));
+            return self.answer_failed(now, id, judged.as_ref(), FetchError::Refused);
+        }
         let address = address(upstream);
         let (conn, is_reused) = self.upstreams.take(&address);
         if !is_reused {
