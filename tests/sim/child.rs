@@ -95,7 +95,7 @@ fn rude_script(env: &mut Env) -> Vec<Act> {
     let mut acts = match env.chance.below(9) {
         0 => vec![Act::Print {
             lane: Lane::Stdout,
-            left: if env.chance.is(300) { u64::MAX } else { 1_500_000 },
+            left: if env.chance.is(300) { u64::MAX } else { 4_000_000 },
         }],
         1 => vec![Act::Sleep(long)],
         2 => vec![Act::CloseStdout, Act::Sleep(20_000), Act::Print { lane: Lane::Stderr, left: 2_000 }],

@@ -24,14 +24,15 @@ pub(crate) struct Disk {
 
 impl Env {
     /// Appends whole lines; the answer comes as news, also when it comes at once.
-    pub(crate) fn append(&mut self, through: RecordId, lines: &[u8]) {
+    /// `count`: how many bytes the server had.
+    pub(crate) fn append(&mut self, through: RecordId, lines: &[u8], count: usize) {
         let micros = if self.chance.is(500) { 0 } else { self.chance.below(self.climate.disk_delay_us + 1) };
         if self.disk.mood == Mood::Full {
             self.say(|| format!("disk: full, {through} fails"));
             return self.tell(Side::Server, micros, News::RecordFailed { through });
         }
         self.disk.pending = Some((through, lines.to_vec()));
-        self.tell(Side::Server, micros, News::Recorded { through, count: lines.len() });
+        self.tell(Side::Server, micros, News::Recorded { through, count });
     }
 
     /// The time that the disk needed is over: says whether the records are in the log.

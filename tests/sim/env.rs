@@ -233,7 +233,7 @@ impl Env {
         let capacity = match kind {
             Kind::Pipe => 64 * 1024,
             Kind::Client | Kind::Link | Kind::Peer | Kind::Upstream => {
-                *self.chance.pick(&[4_096, 64 * 1024, 256 * 1024]).unwrap_or(&65_536)
+                *self.chance.pick(&[4_096, 64 * 1024, crate::caps::WIRE]).unwrap_or(&65_536)
             }
         };
         let pieces: &[usize] = if self.climate.shreds { &[3, 60, 1_500, 65_536] } else { &[16_384, 1 << 20] };

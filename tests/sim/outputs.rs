@@ -100,7 +100,11 @@ impl<M: Subject> Host<M> {
     }
 
     fn resume(&mut self, env: &mut Env, source: Source) {
-        if env.has(Bug::LoseResume) && env.step.is_multiple_of(7) {
+        if env.has(Bug::LoseResume)
+            && matches!(source, Source::Conn(_))
+            && M::SIDE == Side::Agent
+            && !env.is_calm
+        {
             return;
         }
         if let Some(port) = self.ports.get_mut(&source) {
@@ -123,7 +127,17 @@ impl<M: Subject> Host<M> {
     fn close(&mut self, env: &mut Env, conn: ConnId, how: carapace_proto::machine::Closing) {
         self.dialing.remove(&conn);
         self.announced.remove(&Sink::Conn(conn));
-        if env.has(Bug::LoseClose) && M::SIDE == Side::Server && !self.taps.contains_key(&conn) {
+        let kind =
+            self.ports.get(&Source::Conn(conn)).and_then(|port| env.wire(port.end)).map(|wire| wire.kind);
+        let is_lost = match kind {
+            Some(Kind::Client) => env.has(Bug::LoseClose) && M::SIDE == Side::Server,
+            Some(Kind::Upstream) => env.has(Bug::LoseUpstreamClose),
+            Some(Kind::Link | Kind::Peer | Kind::Pipe) | None => false,
+        };
+        if is_lost && kind == Some(Kind::Client) {
+            self.ports.remove(&Source::Conn(conn));
+        }
+        if is_lost {
             return;
         }
         self.taps.remove(&conn);

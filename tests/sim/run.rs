@@ -38,11 +38,16 @@ fn phases(world: &mut World) {
     until(world, well_from + WELL, |_| false);
     world.stop_spawning();
     let end = world.env.now + PATIENCE;
-    if !until(world, end, |world| world.open_calls().is_empty()) {
-        let open = world.open_calls();
-        world.env.fail(Check::Liveness, format!("{} calls wait for ever: {open:?}", open.len()));
-    }
+    let is_quiet = until(world, end, |world| world.open_calls().is_empty() && world.strangers() == 0);
     world.check_resumed();
+    if !is_quiet {
+        let (open, strangers) = (world.open_calls(), world.strangers());
+        let check = if open.is_empty() { Check::Strangers } else { Check::Liveness };
+        world.env.fail(
+            check,
+            format!("{strangers} strangers are still there, {} calls wait for ever: {open:?}", open.len()),
+        );
+    }
     world.drain_all();
     let end = world.env.now + DRAIN;
     if !until(world, end, World::has_drained) {

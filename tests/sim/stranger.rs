@@ -22,7 +22,7 @@ pub(crate) struct Stranger {
     hello: Option<Lie>,
     came: Instant,
     /// It is to be parted with, sooner or later; whoever behaves may stay.
-    must_go: bool,
+    pub(crate) must_go: bool,
     pub(crate) is_over: bool,
 }
 

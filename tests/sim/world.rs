@@ -56,12 +56,32 @@ impl Subject for Server {
     fn check_invariants(&self) {
         Self::check_invariants(self);
     }
+    fn held_bytes(&self) -> usize {
+        Self::held_bytes(self)
+    }
+    fn is_idle(&self) -> bool {
+        Self::is_idle(self)
+    }
+    #[cfg(feature = "sabotage")]
+    fn sabotage(&mut self) {
+        Self::sabotage(self);
+    }
 }
 
 impl Subject for Agent {
     const SIDE: Side = Side::Agent;
     fn check_invariants(&self) {
         Self::check_invariants(self);
+    }
+    fn held_bytes(&self) -> usize {
+        Self::held_bytes(self)
+    }
+    fn is_idle(&self) -> bool {
+        Self::is_idle(self)
+    }
+    #[cfg(feature = "sabotage")]
+    fn sabotage(&mut self) {
+        Self::sabotage(self);
     }
 }
 
@@ -91,7 +111,9 @@ impl World {
         for law in [Law::Lax, Law::Strict] {
             let policy = law.policy();
             env.ledger.know_law(policy.version(), law);
-            policies.insert(law, Arc::new(policy));
+            let policy = Arc::new(policy);
+            env.ledger.know_law(rules::enforced(bug, Some(policy.clone())).version(), law);
+            policies.insert(law, policy);
         }
         env.say(|| format!("climate: {:?}", env.climate));
         let mut world = Self {
@@ -202,9 +224,6 @@ impl World {
             }
         }
         self.bear();
-        if matches!(entity, Entity::Host(_)) && self.env.step.is_multiple_of(4) {
-            self.check_memory();
-        }
         true
     }
 
@@ -219,19 +238,9 @@ impl World {
     /// A daemon has drained: nothing may be left. It ends, and in a storm another one starts.
     fn drained(&mut self, side: Side) {
         let env = &mut self.env;
-        let is_idle = match side {
-            Side::Server => self.server.as_ref().is_some_and(|host| host.machine.is_idle()),
-            Side::Agent => self.agent.as_ref().is_some_and(|host| host.machine.is_idle()),
-        };
-        let ports = match side {
-            Side::Server => self.server.as_ref().map_or(0, |host| host.ports.len() + host.jobs.len()),
-            Side::Agent => self.agent.as_ref().map_or(0, |host| host.ports.len()),
-        };
-        if !is_idle || ports > 0 {
-            env.fail(
-                Check::Drained,
-                format!("{side:?} has drained, and is not idle; {ports} ports are open"),
-            );
+        match side {
+            Side::Server => self.server.iter().for_each(|host| host.check_drained(env)),
+            Side::Agent => self.agent.iter().for_each(|host| host.check_drained(env)),
         }
         self.kill(side);
         if self.spawns {
@@ -388,22 +397,6 @@ impl World {
         self.returns.insert(side, self.env.now + Duration::from_micros(micros));
     }
 
-    // ---- checks ----
-
-    fn check_memory(&mut self) {
-        let conns = self.actors.len();
-        let env = &mut self.env;
-        for (side, held) in [
-            (Side::Server, self.server.as_ref().map_or(0, |host| host.machine.held_bytes())),
-            (Side::Agent, self.agent.as_ref().map_or(0, |host| host.machine.held_bytes())),
-        ] {
-            let most = crate::caps::most(side, conns);
-            if held > most {
-                env.fail(Check::Memory, format!("{side:?} holds {held} bytes, at most {most} are allowed"));
-            }
-        }
-    }
-
     // ---- phases ----
 
     /// The faults end: what is broken is mended, and from some time on all is well.
@@ -475,6 +468,14 @@ impl World {
     pub(crate) fn open_calls(&self) -> Vec<String> {
         let open = self.env.ledger.calls.iter().filter(|(_, call)| call.state == State::Open);
         open.map(|(tag, call)| format!("{tag:?} since {:?}: {:?}", call.asked, call.what)).collect()
+    }
+
+    /// Strangers that should have been parted with.
+    pub(crate) fn strangers(&self) -> usize {
+        self.actors
+            .values()
+            .filter(|actor| matches!(actor, Actor::Stranger(stranger) if stranger.must_go))
+            .count()
     }
 
     pub(crate) fn stop_spawning(&mut self) {

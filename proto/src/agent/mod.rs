@@ -308,6 +308,12 @@ impl Agent {
         assert!(self.hub.waiting.iter().all(|id| self.conns.contains_key(id)), "nobody waits for the link");
     }
 
+    /// Breaks the accounts as a leak would, for a test of [`Agent::check_invariants`].
+    #[cfg(feature = "sabotage")]
+    pub const fn sabotage(&mut self) {
+        self.hub.described_bytes += 1;
+    }
+
     fn is_link(&self, conn: ConnId) -> bool {
         self.hub.uplink.conn() == Some(conn)
     }

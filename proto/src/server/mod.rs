@@ -193,6 +193,12 @@ impl Server {
         self.slots.check(&self.calls);
     }
 
+    /// Breaks the accounts as a leak would, for a test of [`Server::check_invariants`].
+    #[cfg(feature = "sabotage")]
+    pub const fn sabotage(&mut self) {
+        self.body_room -= 1;
+    }
+
     fn wall(&self, now: Instant) -> Wall {
         let (at, wall) = self.wall;
         let passed = u64::try_from(now.since(at).as_micros()).unwrap_or(0);
